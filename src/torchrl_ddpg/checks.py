@@ -1,0 +1,218 @@
+"""The words: what is said about keys, shapes, dtypes, devices and ranges, and when."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase, is_tensor_collection, unravel_key
+from torch import Tensor, nn
+
+
+class BatchError(ValueError):
+    """A batch that a loss cannot use: the message names the loss, the entry and what is accepted."""
+
+
+class MissingKeyError(BatchError, KeyError):
+    """An entry that a loss reads is not in the batch; also a ``KeyError``, as TorchRL raises."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def choice(owner: str, name: str, value: Any, accepted: Iterable[Any]) -> Any:
+    """Return ``value`` if it is one of ``accepted``, or raise a ``ValueError`` that lists them."""
+    accepted = list(accepted)
+    if not any(value is option or (type(value) is type(option) and value == option) for option in accepted):
+        raise ValueError(f"{owner}: {name} is {value!r}; accepted: {', '.join(map(repr, accepted))}.")
+    return value
+
+
+def boolean(owner: str, name: str, value: Any) -> bool:
+    """Return ``value`` if it is a bool, or raise a ``TypeError``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} is {value!r}; accepted: True or False.")
+    return value
+
+
+def unit_interval(owner: str, name: str, value: Any, *, open_left: bool = False) -> Any:
+    """Return ``value`` if it is a number (or a one-element tensor) in [0, 1], or in (0, 1] if ``open_left``."""
+    interval = "(0, 1]" if open_left else "[0, 1]"
+    is_scalar = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    if isinstance(value, bool) or not (isinstance(value, numbers.Real) or is_scalar):
+        raise TypeError(f"{owner}: {name} is {value!r}; accepted: a number in {interval}.")
+    if not (value > 0.0 if open_left else value >= 0.0) or not value <= 1.0:
+        raise ValueError(f"{owner}: {name} is {value!r}; accepted: a number in {interval}.")
+    return value
+
+
+def positive_int(owner: str, name: str, value: Any) -> int:
+    """Return ``value`` if it is an integer of at least 1, or raise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{owner}: {name} is {value!r}; accepted: an integer of at least 1.")
+    if value < 1:
+        raise ValueError(f"{owner}: {name} is {value!r}; accepted: an integer of at least 1.")
+    return int(value)
+
+
+def nested_key(owner: str, name: str, value: Any) -> NestedKey:
+    """Return ``value`` unravelled if it is a TensorDict key, or raise a ``TypeError``."""
+    try:
+        if value:
+            return unravel_key(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"{owner}: {name} is {value!r}; accepted: an entry's name, a string or a tuple of strings.")
+
+
+def network(owner: str, name: str, module: Any) -> nn.Module:
+    """Return ``module`` if it is an initialised TensorDict module, or raise."""
+    if not isinstance(module, nn.Module) or not hasattr(module, "in_keys") or not hasattr(module, "out_keys"):
+        raise TypeError(
+            f"{owner}: {name} is of type {type(module).__name__}; accepted: a TensorDictModule, which has in_keys "
+            f"and out_keys. Wrap it: TensorDictModule(module, in_keys=[...], out_keys=[...])."
+        )
+    if any(nn.parameter.is_lazy(p) for p in [*module.parameters(), *module.buffers()]):
+        raise ValueError(
+            f"{owner}: {name} has lazy layers that have not seen data yet, so its target network cannot be made. "
+            f"Run it once on a batch before building the loss: {name}(batch)."
+        )
+    return module
+
+
+def describe(tensor: Any) -> str:
+    """Shape, dtype and device of an entry in a few characters, such as ``[256, 17] float32 cpu``."""
+    if not isinstance(tensor, Tensor):
+        return type(tensor).__name__
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} {tensor.device}"
+
+
+def is_tensordict(owner: str, batch: Any) -> None:
+    """Raise a ``TypeError`` unless ``batch`` is a TensorDict (or a tensorclass)."""
+    if not is_tensor_collection(batch):
+        raise TypeError(
+            f"{owner}: the batch is of type {type(batch).__name__}; accepted: a TensorDict, or the entries as keyword "
+            f"arguments, such as loss(observation=..., action=..., next_reward=...)."
+        )
+
+
+def missing_key(owner: str, batch: TensorDictBase, key: NestedKey, reader: str) -> MissingKeyError:
+    """Word the error for an entry that is not in the batch, with the close names that are."""
+    present = [k if isinstance(k, tuple) else (k,) for k in batch.keys(True, True)]
+    wanted = key if isinstance(key, tuple) else (key,)
+    spelled = {".".join(k): unravel_key(k) for k in present}
+    close = [spelled[name] for name in difflib.get_close_matches(".".join(wanted), spelled, n=3, cutoff=0.6)]
+    close += [unravel_key(k) for k in present if k[-1] == wanted[-1] and unravel_key(k) not in close]
+    hint = (
+        f"Close names in the batch: {', '.join(map(repr, close))}."
+        if close
+        else f"The batch has: {spelled_out(batch)}."
+    )
+    return MissingKeyError(f"{owner}: the batch has no entry {key!r}, which {reader}. {hint}")
+
+
+def spelled_out(batch: TensorDictBase) -> str:
+    """The names of a batch's entries, sorted, as one string."""
+    return ", ".join(sorted(map(repr, batch.keys(True, True)))) or "no entry"
+
+
+def same_shape(owner: str, what: str, **entries: tuple[NestedKey, Tensor]) -> None:
+    """Raise unless all entries have one shape; the message gives every name and shape."""
+    if len({tensor.shape for _, tensor in entries.values()}) > 1:
+        listed = " and ".join(f"{role} {key!r} {list(tensor.shape)}" for role, (key, tensor) in entries.items())
+        raise BatchError(f"{owner}: {what} must have one shape, nothing is broadcast in silence: {listed}.")
+
+
+def flag(owner: str, key: NestedKey, value: Tensor) -> Tensor:
+    """Return a done-like entry as bool; integers are cast, floating point is refused."""
+    if value.dtype is torch.bool:
+        return value
+    if value.is_floating_point() or value.is_complex():
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise BatchError(f"{owner}: {key!r} has dtype {dtype}; accepted: bool or integers of 0 and 1. Cast it: x != 0.")
+    return value != 0
+
+
+def like_reward(owner: str, key: NestedKey, value: Tensor, reward_key: NestedKey, reward: Tensor) -> Tensor:
+    """Broadcast an entry that agents share, ``[*B, 1]``, over the agents of a reward ``[*B, n_agents, 1]``."""
+    if value.shape == reward.shape:
+        return value
+    lead = value.shape[:-1]
+    if value.ndim < reward.ndim and value.shape[-1:] == (1,) and reward.shape[: len(lead)] == lead:
+        return value.reshape(*lead, *(1,) * (reward.ndim - len(lead))).expand(reward.shape)
+    same_shape(owner, "the two", reward=(reward_key, reward), entry=(key, value))
+    return value
+
+
+def per_sample(owner: str, key: NestedKey, value: Tensor, loss: Tensor) -> Tensor:
+    """Align a mask or weight, ``[*B]`` or ``[*B, 1]``, with per-sample losses ``[*B]`` or ``[*B, n_agents]``."""
+    shape = value.shape
+    while value.ndim > loss.ndim and value.shape[-1] == 1:
+        value = value.squeeze(-1)
+    if value.shape != loss.shape and value.ndim == loss.ndim and value.shape[-1:] == (1,):
+        value = value.squeeze(-1)
+    if value.shape != loss.shape[: value.ndim]:
+        raise BatchError(
+            f"{owner}: {key!r} has shape {list(shape)}; accepted for losses of shape {list(loss.shape)}: "
+            f"that shape, with a trailing 1 or without its last dimensions."
+        )
+    return value.reshape(*value.shape, *(1,) * (loss.ndim - value.ndim)).expand(loss.shape)
+
+
+def network_failed(owner: str, name: str, reads: Mapping[NestedKey, Any], parameter: Any) -> BatchError:
+    """Word the error for a network that raised on its entries of the batch."""
+    entries = ", ".join(f"{key!r} {describe(value)}" for key, value in reads.items())
+    return BatchError(
+        f"{owner}: {name} cannot run on this batch. It reads: {entries}. Its parameters: {describe(parameter)}. "
+        f"Check the entries' shapes, dtypes and devices; what the network itself raised stands above."
+    )
+
+
+def not_finite(owner: str, term: str, batch: TensorDictBase, keys: Iterable[NestedKey]) -> BatchError:
+    """Word the error for a loss that is NaN or infinite: the entries to blame, or the networks."""
+    blamed = []
+    for key in keys:
+        value = batch.get(key, None)
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            blamed.append(f"{key!r} ({int((~value.isfinite()).sum())} of {value.numel()} values)")
+    if blamed:
+        return BatchError(f"{owner}: {term} is not finite, because the batch holds NaN or inf in {', '.join(blamed)}.")
+    return BatchError(
+        f"{owner}: {term} is not finite although every entry of the batch is: the networks' parameters have diverged "
+        f"or overflow. Lower the learning rate, scale the rewards, or clip the gradients."
+    )
+
+
+def no_value(owner: str, name: str, key: NestedKey, written: Iterable[NestedKey]) -> BatchError:
+    """Word the error for a critic that does not write the value under the loss's key."""
+    return BatchError(
+        f"{owner}: {name} writes {list(written)}, not {key!r}; rename the value with "
+        f"loss.set_keys(state_action_value=...)."
+    )
+
+
+def no_updater(owner: str) -> str:
+    """Word the warning for a loss whose targets nobody moves."""
+    return (
+        f"{owner}: no target updater has been built for this loss, so its targets stay as they are. "
+        f"Build one, SoftUpdate(loss, tau=0.005), and call its step() after each update, or move them yourself."
+    )
+
+
+def replaced_parameter(owner: str, name: str, parameter: str) -> RuntimeError:
+    """Word the error for a network whose parameter is another object than the loss trains."""
+    return RuntimeError(
+        f"{owner}: the parameter {parameter!r} of {name} was replaced after the loss was built; the loss and its "
+        f"optimizer hold the old one. Load values in place (load_state_dict, copy_), or build a new loss."
+    )
+
+
+def no_gamma(owner: str, gamma: Any) -> None:
+    """Raise a ``TypeError`` if gamma came to the constructor, where older TorchRL releases took it."""
+    if gamma is not None:
+        raise TypeError(
+            f"{owner}: gamma is set with loss.make_value_estimator(gamma={gamma!r}), not in the constructor."
+        )

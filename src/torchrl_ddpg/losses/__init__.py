@@ -1,0 +1,1 @@
+"""The losses, one paper each, and what they share."""

@@ -1,0 +1,131 @@
+"""The part of a loss that its user configures: the entries' names, the outputs, the value estimator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from tensordict import NestedKey
+from torchrl.objectives import ValueEstimators
+from torchrl.objectives.value import ValueEstimatorBase
+
+from torchrl_ddpg import checks, value_estimators
+from torchrl_ddpg.losses import batch as entries
+from torchrl_ddpg.losses.parameters import NetworkOwner
+
+Self = TypeVar("Self", bound="ConfigurableLoss")
+
+
+class ConfigurableLoss(NetworkOwner):
+    """A loss whose keys, outputs and value estimator can be chosen, in any order."""
+
+    @dataclass
+    class _AcceptedKeys:
+        """The entries of a batch that ``set_keys`` can rename."""
+
+        state_action_value: NestedKey = "state_action_value"
+        priority: NestedKey = "td_error"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        priority_weight: NestedKey = "priority_weight"
+        steps_to_next_obs: NestedKey = "steps_to_next_obs"
+
+    default_keys = _AcceptedKeys
+    default_value_estimator = ValueEstimators.TD0
+    SUPPORTED_VALUE_ESTIMATORS = tuple(value_estimators.ESTIMATORS)
+    all_out_keys: ClassVar[tuple[str, ...]]
+    use_prioritized_weights: str | bool
+    _selected_out_keys: tuple[str, ...] | None = None
+    _on_unordered = "warn"
+
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Rename entries of the batch; None restores the default.
+
+        Raises:
+            ValueError: if the loss has no such key.
+            TypeError: if a name is not a string or a tuple of strings.
+        """
+        accepted = [field.name for field in fields(self._AcceptedKeys)]
+        for name, value in kwargs.items():
+            checks.choice(self._owner, "a key given to set_keys", name, accepted)
+            value = getattr(self.default_keys(), name) if value is None else value
+            setattr(self.tensor_keys, name, checks.nested_key(self._owner, f"set_keys({name}=...)", value))
+        self._wire()
+
+    def _wire(self) -> None:
+        self._seen.clear()
+        keys, critic = self.tensor_keys, self.__dict__[self.critic_name]
+        flags = [entries.under_next(key) for key in (keys.reward, keys.done, keys.terminated)]
+        later = [entries.under_next(key) for key in self._observed_keys]
+        needed = {*self._observed_keys, *critic.in_keys, *later, *flags}
+        if self.use_prioritized_weights is True:
+            needed.add(keys.priority_weight)
+        self.in_keys = sorted(needed, key=str)
+        optional = [keys.priority_weight, keys.steps_to_next_obs, "gamma"]
+        self.call_keys = self.in_keys + [key for key in optional if key not in needed]
+        if self._value_estimator is not None:
+            names = {field.name: getattr(keys, field.name) for field in fields(keys)}
+            value_estimators.set_keys(self._value_estimator, value=keys.state_action_value, **names)
+
+    @property
+    def out_keys(self) -> list[str]:
+        """Names of the outputs: the losses, which carry gradient, and the metrics, which don't."""
+        return list(self._selected_out_keys or self.all_out_keys)
+
+    @property
+    def out_keys_source(self) -> list[str]:
+        """Names of all outputs, selected or not."""
+        return list(self.all_out_keys)
+
+    def select_out_keys(self: Self, *out_keys: str) -> Self:
+        """Keep only these outputs, in this order; ``reset_out_keys()`` brings all back.
+
+        Raises:
+            ValueError: if one of them is not an output of the loss.
+        """
+        for key in out_keys:
+            checks.choice(self._owner, "an output key", key, self.all_out_keys)
+        self._selected_out_keys = tuple(out_keys)
+        return self
+
+    def reset_out_keys(self: Self) -> Self:
+        """Bring back every output."""
+        self._selected_out_keys = None
+        return self
+
+    def make_value_estimator(
+        self: Self, value_type: Any = None, *, on_unordered: str = "warn", **hyperparams: Any
+    ) -> Self:
+        """Choose how targets are made; before or after ``set_keys``.
+
+        Args:
+            value_type: ``"td0"`` (the default), ``"td1"``, ``"td_lambda"``, the members of ``ValueEstimators`` of
+                those names, or a ``ValueEstimatorBase`` subclass or instance. It gets the loss's keys.
+            on_unordered: what TD(1) and TD(lambda) do about a batch that does not hold trajectories in time order:
+                ``"warn"`` once, or ``"raise"``.
+            **hyperparams: ``gamma`` in [0, 1] (0.99), ``lmbda`` in [0, 1] (0.95), and what else its class accepts.
+
+        Returns:
+            The loss.
+
+        Raises:
+            ValueError: if the estimator is unknown, or gamma or lmbda out of range.
+            TypeError: if the estimator does not accept one of ``hyperparams``.
+        """
+        value_type = self.default_value_estimator if value_type is None else value_type
+        self._on_unordered = checks.choice(self._owner, "on_unordered", on_unordered, ("warn", "raise"))
+        estimator = value_estimators.make(self._owner, value_type, self._default_device, hyperparams)
+        self.__dict__["_value_estimator"] = estimator  # not a submodule: gamma is no part of the state_dict
+        self.value_type = value_estimators.kind(estimator)
+        self._wire()
+        return self
+
+    @property
+    def value_estimator(self) -> ValueEstimatorBase:
+        """What turns reward and next value into targets; TD(0) with gamma 0.99 unless chosen."""
+        return self._value_estimator
+
+    @value_estimator.setter
+    def value_estimator(self, estimator: ValueEstimatorBase) -> None:
+        self.make_value_estimator(estimator)

@@ -1,0 +1,146 @@
+"""One network of a loss: the user's module with its live parameters, and the private copy that holds the targets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+
+
+def named_leaves(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer with its dotted name, shared ones under each of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def live_params(module: nn.Module, held_out: Iterable[nn.Parameter] = ()) -> TensorDictParams:
+    """The module's parameters and buffers as TorchRL presents them; those in ``held_out`` come detached."""
+    params = TensorDict.from_module(module, as_module=True)
+    held = {id(parameter) for parameter in held_out}
+    for key, value in list(params.items(True, True)):
+        if id(value) in held:
+            params.set(key, value.data)
+    return params
+
+
+def target_params(params: TensorDictParams) -> TensorDictParams:
+    """A copy of ``params`` that holds buffers alone: nothing in it can be trained."""
+    copies = params.apply(lambda leaf: nn.Buffer(leaf.data.clone()), filter_empty=False)
+    return TensorDictParams(copies, no_convert=True)
+
+
+class Network:
+    """A network in its three uses: online, frozen (no gradient to its parameters) and target (no gradient at all).
+
+    Online and frozen passes run the user's own module, so they see its parameters whatever was done to them since:
+    an optimizer step, ``load_state_dict``, ``p.data = ...``. The target pass runs a private copy of the module whose
+    parameters *are* the target tensors, so nothing is swapped in or out and no exception can leave a network without
+    its parameters.
+    """
+
+    def __init__(
+        self,
+        module: TensorDictModuleBase,
+        params: TensorDictParams,
+        targets: TensorDictParams | None,
+        held_out: Iterable[nn.Parameter] = (),
+    ) -> None:
+        self.module, self.params = module, params
+        held = {id(parameter) for parameter in held_out}
+        registered = dict(named_leaves(params))
+        self._slots: list[tuple[dict, str, dict, str]] = []
+        self._held_out: list[nn.Parameter] = []
+        for name, leaf in named_leaves(module):
+            owner, _, attribute = name.rpartition(".")
+            owner_module = module.get_submodule(owner)
+            if not isinstance(leaf, nn.Parameter):
+                owner_module._buffers[attribute] = registered[name]
+            elif id(leaf) in held:
+                self._held_out.append(leaf)
+            else:
+                self._slots.append((owner_module._parameters, attribute, params._parameters, name))
+        self._make_target(targets)
+
+    def _make_target(self, targets: TensorDictParams | None) -> None:
+        self.target, self._modes = self.module, []
+        self._parameter_pairs: list[tuple[dict, str, Tensor]] = []
+        self._buffer_pairs: list[tuple[dict, str, Tensor]] = []
+        if targets is None:
+            return
+        target_of = dict(targets.named_buffers())
+        leaves = dict(named_leaves(self.module))
+        # deepcopy takes from its memo what is already copied: the target tensors stand in for the parameters.
+        self.target = copy.deepcopy(self.module, {id(leaf): target_of[name] for name, leaf in leaves.items()})
+        for name, leaf in leaves.items():
+            owner, _, attribute = name.rpartition(".")
+            source, copied = self.module.get_submodule(owner), self.target.get_submodule(owner)
+            is_parameter = isinstance(leaf, nn.Parameter)
+            slot, pairs = ("_parameters", self._parameter_pairs) if is_parameter else ("_buffers", self._buffer_pairs)
+            getattr(copied, slot)[attribute] = target_of[name]  # parameters that share a leaf keep a target each
+            pairs.append((getattr(source, slot), attribute, target_of[name]))
+        self._modes = list(zip(self.module.modules(), self.target.modules(), strict=True))
+
+    def replaced(self) -> str | None:
+        """The dotted name of a parameter that the module no longer shares with the loss, or None."""
+        for owner, attribute, registry, name in self._slots:
+            if owner.get(attribute) is not registry.get(name):
+                return name
+        return None
+
+    def online(self, batch: TensorDictBase) -> TensorDictBase:
+        """Run the module with gradient to its parameters, but for those that only the actor's loss trains."""
+        return self._without_gradient(self._held_out, batch) if self._held_out else self.module(batch)
+
+    def frozen(self, batch: TensorDictBase) -> TensorDictBase:
+        """Run the module with gradient to its inputs and none to its parameters."""
+        return self._without_gradient([owner[name] for owner, name, _, _ in self._slots] + self._held_out, batch)
+
+    def run_target(self, batch: TensorDictBase) -> TensorDictBase:
+        """Run the target network, in the module's train or eval mode, without gradient."""
+        for source, copied in self._modes:
+            if copied.training is not source.training:
+                copied.training = source.training
+        with torch.no_grad():
+            return self.target(batch)
+
+    def _without_gradient(self, parameters: list[nn.Parameter], batch: TensorDictBase) -> TensorDictBase:
+        if torch.compiler.is_compiling():  # requires_grad_ cannot be traced; detached stand-ins cost nothing there
+            held = {id(parameter) for parameter in parameters}
+            detached = {name: p.detach() for name, p in self.module.named_parameters() if id(p) in held}
+            return torch.func.functional_call(self.module, detached, (batch,))
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            return self.module(batch)
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def pairs(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Targets and their live sources, of ``kind`` ``"parameters"`` or ``"buffers"``; empty without delay."""
+        slots = self._parameter_pairs if kind == "parameters" else self._buffer_pairs
+        return [target for _, _, target in slots], [owner[attribute] for owner, attribute, _ in slots]
+
+    def reset(self) -> None:
+        """Draw new parameters with each layer's own ``reset_parameters``; a target becomes a copy of them."""
+        self.module.reset_parameters_recursive()
+        for kind in ("parameters", "buffers"):
+            for target, source in zip(*self.pairs(kind), strict=True):
+                target.data.copy_(source.data)
+
+
+def convert(params: TensorDictParams, fn: Callable[[Tensor], Tensor]) -> TensorDictParams:
+    """``params`` with ``fn`` applied to every leaf, where a leaf cannot be changed in place (to and from meta)."""
+
+    def moved(leaf: Tensor) -> Tensor:
+        value = fn(leaf.data)
+        if isinstance(leaf, nn.Parameter):
+            return nn.Parameter(value, requires_grad=leaf.requires_grad)
+        return nn.Buffer(value)
+
+    return TensorDictParams(params.apply(moved, filter_empty=False, device=None), no_convert=True)

@@ -1,0 +1,173 @@
+"""The part of a loss that owns networks: live and target parameters through moves, copies, loads and resets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.objectives import LossModule
+
+from torchrl_ddpg import checks
+from torchrl_ddpg.losses.networks import Network, convert, live_params, target_params
+
+
+class NetworkOwner(LossModule):
+    """A ``LossModule`` with an actor and a critic, whose modules are never without their parameters."""
+
+    critic_name: ClassVar[str]
+
+    def __init__(
+        self,
+        actor_network: TensorDictModuleBase,
+        critic_network: TensorDictModuleBase,
+        *,
+        delayed: Mapping[str, bool],
+        separate_losses: bool,
+    ) -> None:
+        super().__init__()
+        self._forward_pre_hooks.clear()  # LossModule's own warns about missing updaters at every forward
+        owner = self._owner
+        self.__dict__["actor_network"] = checks.network(owner, "actor_network", actor_network)
+        self.__dict__[self.critic_name] = checks.network(owner, self.critic_name, critic_network)
+        self.separate_losses = checks.boolean(owner, "separate_losses", separate_losses)
+        self._targets_loaded = False
+        self._check_networks()
+        for name, delay in delayed.items():
+            params = live_params(self.__dict__[name], self._held_out(name))
+            setattr(self, f"{name}_params", params)
+            if checks.boolean(owner, f"the delay of {name}", delay):
+                setattr(self, f"target_{name}_params", target_params(params))
+            self._has_update_associated[name] = not delay
+        self._build_networks()
+        self._initial_targets = self._target_sums()
+
+    @property
+    def _owner(self) -> str:
+        return type(self).__name__
+
+    def _check_networks(self) -> None:
+        actor, critic = self.actor_network, self.__dict__[self.critic_name]
+        self.action_keys = [key for key in critic.in_keys if key in actor.out_keys]
+        if not self.action_keys:
+            raise ValueError(
+                f"{self._owner}: {self.critic_name} reads {critic.in_keys} and actor_network writes {actor.out_keys}; "
+                f"accepted: a critic that reads the actor's action."
+            )
+        self.actor_in_keys = list(actor.in_keys)
+        known = {*actor.in_keys, *actor.out_keys}
+        self.value_exclusive_keys = [key for key in critic.in_keys if key not in known]
+        self._observed_keys = [*actor.in_keys, *self.value_exclusive_keys]
+
+    @property
+    def has_updater(self) -> bool:
+        """Whether an updater has been built for the target networks, if there are any."""
+        return all(self._has_update_associated.values())
+
+    def _held_out(self, name: str) -> list[nn.Parameter]:
+        shared = self.separate_losses and name == self.critic_name
+        return list(self.actor_network.parameters()) if shared else []
+
+    def _build_networks(self) -> None:
+        self.__dict__["_nets"] = {
+            name: Network(
+                self.__dict__[name],
+                self._modules[f"{name}_params"],
+                self._modules.get(f"target_{name}_params"),
+                self._held_out(name),
+            )
+            for name in ("actor_network", self.critic_name)
+        }
+        parameter = next(self.__dict__[self.critic_name].parameters(), torch.empty(0))
+        self._mixes_samples = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for net in self._nets.values()
+            for module in net.module.modules()
+        )
+        self._dtype = torch.promote_types(parameter.dtype, torch.float32)
+        self._seen: set[Any] = set()
+
+    def _check_live(self) -> None:
+        for name, net in self._nets.items():
+            parameter = net.replaced()
+            if parameter is not None:
+                raise checks.replaced_parameter(self._owner, name, parameter)
+
+    def __getattr__(self, item: str) -> Any:
+        # LossModule's own warns about missing updaters at every access.
+        modules = self.__dict__.get("_modules", {})
+        return modules[item] if item in modules else super().__getattr__(item)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_nets", "_seen")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in ("actor_network", self.critic_name):
+            setattr(self, f"{name}_params", live_params(self.__dict__[name], self._held_out(name)))
+        self._build_networks()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> NetworkOwner:
+        untouched = self.targets_are_initial()
+        parameter = next(self.parameters(), torch.empty(0))
+        if fn(parameter.data).is_meta != parameter.is_meta:
+            self._cross_meta(fn)
+        else:
+            super()._apply(fn)
+        self._build_networks()
+        device = self._default_device
+        if self._value_estimator is not None and device is not None and device.type != "meta":
+            self._value_estimator.to(device=device)
+        if untouched:
+            self._initial_targets = self._target_sums()
+        return self
+
+    def _cross_meta(self, fn: Callable) -> None:
+        for name in ("actor_network", self.critic_name):
+            self.__dict__[name]._apply(fn)
+            setattr(self, f"{name}_params", live_params(self.__dict__[name], self._held_out(name)))
+            targets = self._modules.get(f"target_{name}_params")
+            if targets is not None:
+                setattr(self, f"target_{name}_params", convert(targets, fn))
+
+    def train(self, mode: bool = True) -> NetworkOwner:
+        """Set training mode on the loss and on the user's networks; targets follow at the next call."""
+        super().train(mode)
+        for net in self._nets.values():
+            net.module.train(mode)
+        return self
+
+    def reset_parameters_recursive(self) -> None:
+        """Draw new parameters with each layer's own ``reset_parameters``; targets become copies of them."""
+        for net in self._nets.values():
+            net.reset()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in list(state_dict):
+            if key.startswith(f"{prefix}_value_estimator."):  # TorchRL saves gamma; here gamma is configuration
+                del state_dict[key]
+            self._targets_loaded |= key.startswith(f"{prefix}target_")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _target_sums(self) -> list[float]:
+        targets = [t for net in self._nets.values() for kind in ("parameters", "buffers") for t in net.pairs(kind)[0]]
+        return [math.nan if t.is_meta else t.double().sum().item() for t in targets]
+
+    def targets_are_initial(self) -> bool:
+        """Whether the targets are as the constructor made them: neither loaded nor moved since."""
+        return not self._targets_loaded and self._initial_targets == self._target_sums()
+
+    def target_pairs(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Target tensors and the live tensors that they follow.
+
+        Args:
+            kind: ``"parameters"`` or ``"buffers"``.
+
+        Returns:
+            Two lists of one length; empty where no network is delayed.
+        """
+        (targets, sources), (more_targets, more_sources) = (net.pairs(kind) for net in self._nets.values())
+        return targets + more_targets, sources + more_sources

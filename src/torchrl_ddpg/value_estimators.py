@@ -1,0 +1,199 @@
+"""The value-estimator factory: TD(0), TD(1), TD(lambda) or the user's own, and the targets they give."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import fields
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.objectives import ValueEstimators
+from torchrl.objectives.utils import default_value_kwargs
+from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
+
+from torchrl_ddpg import checks, functional
+
+ESTIMATORS: dict[ValueEstimators, type[ValueEstimatorBase]] = {
+    ValueEstimators.TD0: TD0Estimator,
+    ValueEstimators.TD1: TD1Estimator,
+    ValueEstimators.TDLambda: TDLambdaEstimator,
+}
+
+
+def resolve(owner: str, value_type: Any) -> ValueEstimators:
+    """The enum member that a name such as ``"td0"``, ``"TD(1)"`` or ``"td_lambda"`` stands for.
+
+    Raises:
+        ValueError: if the name or member is none of TD0, TD1, TDLambda.
+    """
+    if isinstance(value_type, str):
+        plain = "".join(letter for letter in value_type.lower() if letter.isalnum())
+        value_type = next((member for member in ESTIMATORS if member.name.lower() == plain), value_type)
+    if value_type not in ESTIMATORS:
+        raise ValueError(
+            f"{owner}: the value estimator is {value_type!r}; accepted: 'td0', 'td1', 'td_lambda' (or the members "
+            f"TD0, TD1, TDLambda of torchrl.objectives.ValueEstimators), or a ValueEstimatorBase class or instance."
+        )
+    return value_type
+
+
+def make(owner: str, value_type: Any, device: torch.device | None, hyperparams: dict[str, Any]) -> ValueEstimatorBase:
+    """Build the estimator. It needs no value network: the loss hands it the value of the next state.
+
+    Args:
+        owner: the loss's name, for messages.
+        value_type: an enum member, a name, a ``ValueEstimatorBase`` subclass or an instance.
+        device: where gamma and lambda live.
+        hyperparams: ``gamma``, ``lmbda`` (both in [0, 1]) and what else the estimator's class accepts.
+
+    Raises:
+        ValueError: if gamma or lmbda is out of range, or the estimator is unknown.
+        TypeError: if the estimator's class does not accept one of ``hyperparams``, or an instance comes with any.
+    """
+    if isinstance(value_type, ValueEstimatorBase):
+        if hyperparams:
+            raise TypeError(
+                f"{owner}: {', '.join(hyperparams)} came with an estimator instance, which has its own; accepted: "
+                f"the instance alone, or its class with hyperparameters."
+            )
+        return value_type
+    if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
+        cls, defaults = value_type, {"value_network": None}
+    else:
+        member = resolve(owner, value_type)
+        cls, defaults = ESTIMATORS[member], {**default_value_kwargs(member), "value_network": None}
+    for name in ("gamma", "lmbda"):
+        if name in hyperparams:
+            checks.unit_interval(owner, name, hyperparams[name])
+    accepted = inspect.signature(cls).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    unknown = [name for name in hyperparams if name not in accepted and not takes_all]
+    if unknown:
+        known = [n for n in accepted if n != "value_network" and not n.endswith("_key")]
+        raise TypeError(f"{owner}: {cls.__name__} does not accept {', '.join(unknown)}; accepted: {', '.join(known)}.")
+    arguments = {"device": device, **defaults, **hyperparams}
+    return cls(**{name: value for name, value in arguments.items() if name in accepted or takes_all})
+
+
+def kind(estimator: ValueEstimatorBase) -> ValueEstimators | type[ValueEstimatorBase]:
+    """The enum member of a built-in estimator, or the class of a user's own."""
+    members = {cls: member for member, cls in ESTIMATORS.items()}
+    return members.get(type(estimator), type(estimator))
+
+
+def set_keys(estimator: ValueEstimatorBase, **names: NestedKey) -> None:
+    """Hand a loss's keys to an estimator: those that it knows, and the value only if the loss gives it."""
+    known = {field.name for field in fields(estimator.tensor_keys)}
+    if estimator.value_network is not None:
+        known.discard("value")
+    estimator.set_keys(**{name: key for name, key in names.items() if name in known})
+
+
+def chains_steps(estimator: ValueEstimatorBase) -> bool:
+    """Whether the estimator reads a time dimension, as all but TD(0) do."""
+    return not isinstance(estimator, TD0Estimator)
+
+
+def targets(
+    estimator: ValueEstimatorBase,
+    batch: TensorDictBase,
+    *,
+    reward: Tensor,
+    done: Tensor,
+    terminated: Tensor,
+    next_value: Tensor,
+    steps: Tensor | None,
+) -> Tensor:
+    """Targets of the critic, detached.
+
+    Args:
+        estimator: what turns the entries below into targets.
+        batch: what else a user's own estimator may read; it is not changed.
+        reward: ``[*B, 1]``, float32 or wider.
+        done: end of a trajectory, shape of ``reward``, bool.
+        terminated: no bootstrap, shape of ``reward``, bool.
+        next_value: value of the next state, 0 where terminated, shape of ``reward``.
+        steps: n of an n-step reward, shape of ``reward``, or None.
+
+    Returns:
+        Shape of ``reward``, without gradient.
+    """
+    if type(estimator) is TD0Estimator and not estimator.average_rewards:
+        return functional.td_target(
+            reward, functional.discount(estimator.gamma, terminated, steps).to(reward.dtype), next_value
+        )
+    keys = estimator.tensor_keys
+    entries = batch.copy()
+    for key, value in ((keys.reward, reward), (keys.done, done), (keys.terminated, terminated)):
+        entries.set(("next", key), value)
+    if steps is not None:
+        entries.set(keys.steps_to_next_obs, steps)
+    with torch.no_grad(), torch.autocast(reward.device.type, enabled=False):
+        return estimator.value_estimate(entries, next_value=next_value).detach()
+
+
+def check_gamma(owner: str, estimator: ValueEstimatorBase, entry: Tensor, steps: Tensor | None) -> None:
+    """Raise if the replay buffer summed n-step rewards with another gamma than the estimator's.
+
+    Args:
+        owner: the loss's name, for the message.
+        estimator: the estimator; one without ``gamma`` is not checked.
+        entry: the batch's ``gamma`` entry, gamma^n, ``[*B]`` or ``[*B, 1]``.
+        steps: n, as many elements as ``entry``, or None for 1.
+
+    Raises:
+        BatchError: if they differ by more than rounding.
+    """
+    gamma = getattr(estimator, "gamma", None)
+    if gamma is None or not entry.numel():
+        return
+    n = torch.ones_like(entry) if steps is None or steps.numel() != entry.numel() else steps.reshape(entry.shape)
+    per_step = entry.double() ** (1.0 / n.double())
+    if not torch.allclose(per_step, per_step.new_tensor(float(gamma)), atol=1e-4):
+        raise checks.BatchError(
+            f"{owner}: the batch's 'gamma' entry discounts by {per_step.reshape(-1)[0].item():.6g} a step, the value "
+            f"estimator by {float(gamma):.6g}. Give both one gamma: loss.make_value_estimator(..., gamma=...)."
+        )
+
+
+def in_time_order(estimator: ValueEstimatorBase, batch: TensorDictBase, key: NestedKey, done: Tensor) -> bool:
+    """Whether next observation t is observation t + 1 wherever step t does not end a trajectory.
+
+    Args:
+        estimator: says which dimension is time, if it knows; else the one named "time", else the batch's last.
+        batch: ``[*B, T]``.
+        key: the observation, ``[*B, T, *F]``.
+        done: end of a trajectory, ``[*B, T, 1]``, bool.
+    """
+    now, later = batch.get(key, None), batch.get(("next", *((key,) if isinstance(key, str) else key)), None)
+    names = [name for name in batch.names or [] if name]
+    time = getattr(estimator, "time_dim", None)
+    time = time if time is not None else batch.names.index("time") if "time" in names else batch.ndim - 1
+    time = time + batch.ndim if time < 0 else time
+    if now is None or later is None or not batch.ndim or now.shape[time] < 2:
+        return True
+    length = now.shape[time] - 1
+    now, later, done = (
+        now.narrow(time, 1, length),
+        later.narrow(time, 0, length),
+        done.narrow(time, 0, length),
+    )
+    same = torch.isclose(now, later, rtol=1e-4, atol=1e-5, equal_nan=now.is_floating_point())
+    lead = batch.ndim
+    same, ended = (x.reshape(*x.shape[:lead], -1).all(-1) for x in (same, done != 0))
+    return bool((same | ended).all())
+
+
+def unordered(owner: str, estimator: ValueEstimatorBase, key: Any, *, error: bool) -> None:
+    """Warn, or raise, that the batch does not hold trajectories in time order."""
+    message = (
+        f"{owner}: {type(estimator).__name__} chains the steps of a trajectory, but in this batch {('next', key)!r} at "
+        f"step t is not {key!r} at step t + 1: its rewards would be summed over unrelated transitions. Sample slices "
+        f"of trajectories (SliceSampler, [B, T]), or use make_value_estimator('td0')."
+    )
+    if error:
+        raise checks.BatchError(message)
+    warnings.warn(message, category=UserWarning, stacklevel=4)

@@ -1,0 +1,81 @@
+"""Small networks and batches that the tests share."""
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.modules import MLP, ValueOperator
+
+from torchrl_ddpg import DDPGLoss
+
+OBSERVATION, ACTION = 3, 2
+
+
+class Critic(nn.Module):
+    """Q(observation, action, *others)."""
+
+    def __init__(self, width=OBSERVATION + ACTION, encoder=None):
+        super().__init__()
+        self.encoder = encoder or nn.Identity()
+        self.net = MLP(width, 1, num_cells=[16], activation_class=nn.Tanh)
+
+    def forward(self, observation, action, *others):
+        return self.net(torch.cat([self.encoder(observation), action, *others], -1))
+
+
+def networks(
+    seed=0, *, observation="observation", action="action", value="state_action_value", encoder=None, goal=None
+):
+    """An actor and a critic; with ``encoder`` they share it, with ``goal`` the critic reads that entry too."""
+    torch.manual_seed(seed)
+    width = OBSERVATION if encoder is None else 4
+    encoder = nn.Linear(OBSERVATION, 4) if encoder == "shared" else encoder
+    body = nn.Sequential(MLP(width, ACTION, num_cells=[16], activation_class=nn.Tanh), nn.Tanh())
+    actor = TensorDictModule(
+        nn.Sequential(encoder, body) if encoder is not None else body, in_keys=[observation], out_keys=[action]
+    )
+    in_keys = [observation, action] + ([goal] if goal else [])
+    critic = Critic(width + ACTION + (2 if goal else 0), encoder)
+    return actor, ValueOperator(critic, in_keys=in_keys, out_keys=[value])
+
+
+def batch(*shape, seed=0, terminated=0.2, truncated=0.1, dtype=torch.float32, in_order=True, keys=None):
+    """Random transitions; with ``in_order`` and a time dimension, trajectories in time order."""
+    generator = torch.Generator().manual_seed(seed)
+    name = {key: key for key in ("observation", "action", "reward", "done", "terminated")} | (keys or {})
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=dtype)
+
+    def flag(probability):
+        return torch.rand(*shape, 1, generator=generator) < probability
+
+    observation, later = normal(*shape, OBSERVATION), normal(*shape, OBSERVATION)
+    ended = flag(terminated)
+    done = ended | flag(truncated)
+    if len(shape) > 1 and in_order:
+        later[..., :-1, :] = torch.where(done[..., :-1, :], later[..., :-1, :], observation[..., 1:, :])
+    td = TensorDict({}, batch_size=shape)
+    td[name["observation"]], td[name["action"]] = observation, normal(*shape, ACTION).tanh()
+    for key, value in (("observation", later), ("reward", normal(*shape, 1)), ("done", done), ("terminated", ended)):
+        key = name[key]
+        td[("next", *((key,) if isinstance(key, str) else key))] = value
+    return td
+
+
+def make(loss_class=DDPGLoss, seed=0, updater=True, networks_kwargs=None, **kwargs):
+    """A loss that has an updater, so that it does not warn, and whose targets differ from its networks."""
+    loss = loss_class(*networks(seed, **(networks_kwargs or {})), **kwargs)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, buffer in loss.named_buffers():
+        if name.startswith("target_") and buffer.is_floating_point():
+            buffer.data.add_(0.1 * torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype))
+    if updater:
+        for name in loss._has_update_associated:
+            loss._has_update_associated[name] = True
+    return loss
+
+
+def gradients(loss_value, parameters):
+    """Gradients, None where there is none."""
+    return torch.autograd.grad(loss_value, list(parameters), allow_unused=True, retain_graph=True)
