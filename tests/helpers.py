@@ -1,5 +1,8 @@
 """Small networks and batches that the tests share."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -24,12 +27,19 @@ class Critic(nn.Module):
 
 
 def networks(
-    seed=0, *, observation="observation", action="action", value="state_action_value", encoder=None, goal=None
+    seed=0,
+    *,
+    observation="observation",
+    action="action",
+    value="state_action_value",
+    encoder=None,
+    encoder_width=4,
+    goal=None,
 ):
     """An actor and a critic; with ``encoder`` they share it, with ``goal`` the critic reads that entry too."""
     torch.manual_seed(seed)
-    width = OBSERVATION if encoder is None else 4
-    encoder = nn.Linear(OBSERVATION, 4) if encoder == "shared" else encoder
+    width = OBSERVATION if encoder is None else encoder_width
+    encoder = nn.Linear(OBSERVATION, encoder_width) if encoder == "shared" else encoder
     body = nn.Sequential(MLP(width, ACTION, num_cells=[16], activation_class=nn.Tanh), nn.Tanh())
     actor = TensorDictModule(
         nn.Sequential(encoder, body) if encoder is not None else body, in_keys=[observation], out_keys=[action]
@@ -79,3 +89,16 @@ def make(loss_class=DDPGLoss, seed=0, updater=True, networks_kwargs=None, **kwar
 def gradients(loss_value, parameters):
     """Gradients, None where there is none."""
     return torch.autograd.grad(loss_value, list(parameters), allow_unused=True, retain_graph=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the contract suite needs to know of a loss."""
+
+    make: Callable
+    critic_name: str
+    critic_loss_key: str
+    estimators: tuple[str, ...] = ("td0", "td1", "td_lambda")
+
+
+LOSSES = {"ddpg": Case(make, "value_network", "loss_value")}
