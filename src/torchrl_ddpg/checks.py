@@ -99,7 +99,7 @@ def is_tensordict(owner: str, batch: Any) -> None:
         )
 
 
-def missing_key(owner: str, batch: TensorDictBase, key: NestedKey, reader: str) -> MissingKeyError:
+def missing_key(owner: str, batch: TensorDictBase, key: NestedKey, role: str) -> MissingKeyError:
     """Word the error for an entry that is not in the batch, with the close names that are."""
     present = [k if isinstance(k, tuple) else (k,) for k in batch.keys(True, True)]
     wanted = key if isinstance(key, tuple) else (key,)
@@ -111,7 +111,7 @@ def missing_key(owner: str, batch: TensorDictBase, key: NestedKey, reader: str) 
         if close
         else f"The batch has: {spelled_out(batch)}."
     )
-    return MissingKeyError(f"{owner}: the batch has no entry {key!r}, which {reader}. {hint}")
+    return MissingKeyError(f"{owner}: the batch has no entry {key!r}, {role}. {hint}")
 
 
 def spelled_out(batch: TensorDictBase) -> str:
@@ -119,21 +119,37 @@ def spelled_out(batch: TensorDictBase) -> str:
     return ", ".join(sorted(map(repr, batch.keys(True, True)))) or "no entry"
 
 
-def same_shape(owner: str, what: str, **entries: tuple[NestedKey, Tensor]) -> None:
-    """Raise unless all entries have one shape; the message gives every name and shape."""
-    if len({tensor.shape for _, tensor in entries.values()}) > 1:
-        listed = " and ".join(f"{role} {key!r} {list(tensor.shape)}" for role, (key, tensor) in entries.items())
-        raise BatchError(f"{owner}: {what} must have one shape, nothing is broadcast in silence: {listed}.")
+def shape_and_dtype(value: Any) -> tuple:
+    """What an entry and its next must share."""
+    return getattr(value, "shape", None), getattr(value, "dtype", type(value))
 
 
-def flag(owner: str, key: NestedKey, value: Tensor) -> Tensor:
+def unequal_shapes(
+    owner: str, what: str, key: NestedKey, value: Tensor, reward_key: NestedKey, reward: Tensor
+) -> BatchError:
+    """Word the error for a value or flag that does not have the reward's shape."""
+    return BatchError(
+        f"{owner}: {what} {key!r} has shape {list(value.shape)}, the reward {reward_key!r} {list(reward.shape)}; "
+        f"accepted: one shape, [*B, 1]. Nothing is broadcast in silence, but flags that agents share."
+    )
+
+
+def flag(owner: str, key: NestedKey, value: Any) -> Tensor:
     """Return a done-like entry as bool; integers are cast, floating point is refused."""
-    if value.dtype is torch.bool:
+    if isinstance(value, Tensor) and value.dtype is torch.bool:
         return value
-    if value.is_floating_point() or value.is_complex():
-        dtype = str(value.dtype).removeprefix("torch.")
-        raise BatchError(f"{owner}: {key!r} has dtype {dtype}; accepted: bool or integers of 0 and 1. Cast it: x != 0.")
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        raise BatchError(
+            f"{owner}: {key!r} is {describe(value)}; accepted: a tensor of bool, or of integers 0 and 1. Cast: x != 0."
+        )
     return value != 0
+
+
+def number(owner: str, key: NestedKey, value: Any) -> Tensor:
+    """Return an entry of real numbers, or raise."""
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise BatchError(f"{owner}: {key!r} is {describe(value)}; accepted: a tensor of real numbers.")
+    return value
 
 
 def like_reward(owner: str, key: NestedKey, value: Tensor, reward_key: NestedKey, reward: Tensor) -> Tensor:
@@ -143,8 +159,7 @@ def like_reward(owner: str, key: NestedKey, value: Tensor, reward_key: NestedKey
     lead = value.shape[:-1]
     if value.ndim < reward.ndim and value.shape[-1:] == (1,) and reward.shape[: len(lead)] == lead:
         return value.reshape(*lead, *(1,) * (reward.ndim - len(lead))).expand(reward.shape)
-    same_shape(owner, "the two", reward=(reward_key, reward), entry=(key, value))
-    return value
+    raise unequal_shapes(owner, "the entry", key, value, reward_key, reward)
 
 
 def per_sample(owner: str, key: NestedKey, value: Tensor, loss: Tensor) -> Tensor:
@@ -166,7 +181,7 @@ def network_failed(owner: str, name: str, reads: Mapping[NestedKey, Any], parame
     """Word the error for a network that raised on its entries of the batch."""
     entries = ", ".join(f"{key!r} {describe(value)}" for key, value in reads.items())
     return BatchError(
-        f"{owner}: {name} cannot run on this batch. It reads: {entries}. Its parameters: {describe(parameter)}. "
+        f"{owner}: {name} cannot run on this batch. It reads: {entries}. Its first parameter: {describe(parameter)}. "
         f"Check the entries' shapes, dtypes and devices; what the network itself raised stands above."
     )
 

@@ -135,13 +135,16 @@ def targets(
         return estimator.value_estimate(entries, next_value=next_value).detach()
 
 
-def check_gamma(owner: str, estimator: ValueEstimatorBase, entry: Tensor, steps: Tensor | None) -> None:
+def check_gamma(
+    owner: str, estimator: ValueEstimatorBase, entry: Tensor, steps_key: NestedKey, steps: Tensor | None
+) -> None:
     """Raise if the replay buffer summed n-step rewards with another gamma than the estimator's.
 
     Args:
         owner: the loss's name, for the message.
         estimator: the estimator; one without ``gamma`` is not checked.
         entry: the batch's ``gamma`` entry, gamma^n, ``[*B]`` or ``[*B, 1]``.
+        steps_key: the name of n, for the message.
         steps: n, as many elements as ``entry``, or None for 1.
 
     Raises:
@@ -154,8 +157,8 @@ def check_gamma(owner: str, estimator: ValueEstimatorBase, entry: Tensor, steps:
     per_step = entry.double() ** (1.0 / n.double())
     if not torch.allclose(per_step, per_step.new_tensor(float(gamma)), atol=1e-4):
         raise checks.BatchError(
-            f"{owner}: the batch's 'gamma' entry discounts by {per_step.reshape(-1)[0].item():.6g} a step, the value "
-            f"estimator by {float(gamma):.6g}. Give both one gamma: loss.make_value_estimator(..., gamma=...)."
+            f"{owner}: with its {steps_key!r}, the batch's 'gamma' discounts by {per_step.reshape(-1)[0].item():.6g} a "
+            f"step, the value estimator by {float(gamma):.6g}; give both one: loss.make_value_estimator(gamma=...)."
         )
 
 

@@ -63,20 +63,27 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         self._warned_unordered = self._warned_updater = False
         self.make_value_estimator()
 
-    @dispatch(source="call_keys")
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Both losses and the metrics; writes the priority into ``tensordict``.
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Both losses and the metrics; writes the priority into the batch.
 
         Args:
-            tensordict: a batch of transitions ``[*B]`` with the entries ``in_keys``.
+            *args: the batch, a TensorDict of transitions ``[*B]`` with the entries ``in_keys``.
+            **kwargs: or the entries by name, joined with an underscore, as in ``next_reward=...``.
 
         Returns:
             A TensorDict without batch dimensions that holds ``out_keys``: the losses (scalars with gradient, or
-            ``[*B]`` under ``reduction="none"``) and the metrics (scalars without).
+            ``[*B]`` under ``reduction="none"``) and the metrics (scalars without). A tuple in
+            the order of ``out_keys`` if the entries came by name.
 
         Raises:
             BatchError: if an entry is missing or has a shape, dtype or device that cannot be used, or holds NaN.
         """
+        if args and not isinstance(args[0], Tensor):
+            checks.is_tensordict(self._owner, args[0])
+        return self._forward(*args, **kwargs)
+
+    @dispatch(source="call_keys")
+    def _forward(self, tensordict: TensorDictBase) -> TensorDict:
         self._check(tensordict, critic=True)
         loss_value, metrics = self._critic_term(tensordict)
         loss_actor, actor_metrics = self._actor_term(tensordict)
@@ -116,9 +123,12 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         )
         fresh = signature not in self._seen
         if fresh:
-            entries.check_inputs(self._owner, batch, self._observed_keys, self._default_device)
+            entries.check_device(
+                self._owner, batch, (*keys, *entries.mask_keys(self.loss_mask_key)), self._default_device
+            )
+            entries.check_inputs(self._owner, batch, self._observed_keys)
         if critic and (fresh or self._on_unordered == "raise"):
-            self._check_time(batch)
+            self._check_contents(batch)
         self._seen.add(signature)
 
     def _warn_without_updater(self) -> None:
@@ -126,12 +136,13 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             self._warned_updater = True
             warnings.warn(checks.no_updater(self._owner), stacklevel=4)
 
-    def _check_time(self, batch: TensorDictBase) -> None:
+    def _check_contents(self, batch: TensorDictBase) -> None:
         estimator, keys = self.value_estimator, self.tensor_keys
         gamma = batch.get("gamma", None)
         gamma = batch.get(("next", "gamma"), None) if gamma is None else gamma
         if gamma is not None:
-            value_estimators.check_gamma(self._owner, estimator, gamma, entries.find_steps(batch, keys))
+            gamma, steps = checks.number(self._owner, "gamma", gamma), entries.find_steps(self._owner, batch, keys)
+            value_estimators.check_gamma(self._owner, estimator, gamma, keys.steps_to_next_obs, steps)
         if not value_estimators.chains_steps(estimator) or self._warned_unordered:
             return
         done = batch.get(entries.under_next(keys.done), None)
@@ -180,7 +191,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             counts = goes_on if counts is None else counts & goes_on
         inputs = entries.next_inputs(owner, batch, self.actor_in_keys, self._observed_keys, counts)
         next_value = self._next_value(inputs)
-        self._same_shape("next_value", next_value, transition.reward)
+        self._like_reward(next_value, transition.reward)
         # Selected, not multiplied: what lies past a terminal state may be NaN.
         next_value = next_value.masked_fill(transition.terminated, 0.0)
         if mask is not None:
@@ -193,7 +204,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         mask = entries.read_mask(self._owner, batch, self.loss_mask_key)
         target = self._targets(batch, mask)
         prediction = self._value("online", self._inputs(batch, self.__dict__[self.critic_name].in_keys, mask))
-        self._same_shape("prediction", prediction, target)
+        self._like_reward(prediction, target)
         prediction, target = (entries.samples(value, batch) for value in (prediction, target))
         if mask is not None:
             mask = checks.per_sample(self._owner, self.loss_mask_key, mask, prediction)
@@ -222,11 +233,10 @@ class DeterministicPolicyLoss(ConfigurableLoss):
     def _inputs(self, batch: TensorDictBase, keys: Iterable[NestedKey], mask: Tensor | None) -> TensorDict:
         return entries.current_inputs(self._owner, batch, keys, entries.rows(mask, batch))
 
-    def _same_shape(self, role: str, value: Tensor, like: Tensor) -> None:
-        if value.shape != like.shape:
-            key = self.tensor_keys.state_action_value
-            reward_key = entries.under_next(self.tensor_keys.reward)
-            checks.same_shape(self._owner, "value and reward", **{role: (key, value), "reward": (reward_key, like)})
+    def _like_reward(self, value: Tensor, reward: Tensor) -> None:
+        if value.shape != reward.shape:
+            key, reward_key = self.tensor_keys.state_action_value, entries.under_next(self.tensor_keys.reward)
+            raise checks.unequal_shapes(self._owner, "the value", key, value, reward_key, reward)
 
     def _reduce_term(
         self, term: str, loss: Tensor, batch: TensorDictBase, mask: Tensor | None, *, weigh: bool
@@ -235,9 +245,11 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         if weigh and self.use_prioritized_weights is not False:
             weight = batch.get(key, None)
             if weight is None and self.use_prioritized_weights is True:
-                raise checks.missing_key(self._owner, batch, key, "use_prioritized_weights=True needs")
+                raise checks.missing_key(
+                    self._owner, batch, key, "the weight that use_prioritized_weights=True asks for"
+                )
         if weight is not None:
-            weight = checks.per_sample(self._owner, key, weight, loss)
+            weight = checks.per_sample(self._owner, key, checks.number(self._owner, key, weight), loss)
         loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
         # Elsewhere than on the CPU the question would wait for the device.
         if loss.device.type == "cpu" and not torch.compiler.is_compiling() and not loss.isfinite().all():

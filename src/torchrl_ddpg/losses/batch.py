@@ -35,22 +35,32 @@ def entry(owner: str, batch: TensorDictBase, key: NestedKey, reader: str) -> Ten
     return value
 
 
-def find_steps(batch: TensorDictBase, keys: Any) -> Tensor | None:
+def find_steps(owner: str, batch: TensorDictBase, keys: Any) -> Tensor | None:
     """The number of steps to the next observation, from the root or from the next state."""
-    steps = batch.get(keys.steps_to_next_obs, None)
-    return batch.get(under_next(keys.steps_to_next_obs), None) if steps is None else steps
+    key = keys.steps_to_next_obs
+    steps = batch.get(key, None)
+    steps = batch.get(under_next(key), None) if steps is None else steps
+    return None if steps is None else checks.number(owner, key, steps)
+
+
+def mask_keys(mask_key: NestedKey | None) -> tuple[NestedKey, ...]:
+    """The masks that a loss looks for: TorchRL's own for ``"auto"``."""
+    return () if mask_key is None else AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,)
 
 
 def read_transition(owner: str, batch: TensorDictBase, keys: Any, dtype: torch.dtype) -> Transition:
     """Reward in ``dtype``, flags as bool, all broadcast over the agents of the reward."""
     reward_key = under_next(keys.reward)
-    reward = entry(owner, batch, reward_key, f"set_keys(reward={keys.reward!r}) names the reward")
+    reward = checks.number(
+        owner, reward_key, entry(owner, batch, reward_key, f"the reward of set_keys(reward={keys.reward!r})")
+    )
     flags = {}
     for name in ("done", "terminated"):
         key = under_next(getattr(keys, name))
-        value = checks.flag(owner, key, entry(owner, batch, key, f"set_keys({name}={getattr(keys, name)!r}) names"))
+        value = entry(owner, batch, key, f"the flag of set_keys({name}={getattr(keys, name)!r})")
+        value = checks.flag(owner, key, value)
         flags[name] = checks.like_reward(owner, key, value, reward_key, reward)
-    steps = find_steps(batch, keys)
+    steps = find_steps(owner, batch, keys)
     if steps is not None:
         if steps.shape == reward.shape[:-1]:
             steps = steps.unsqueeze(-1)
@@ -60,13 +70,11 @@ def read_transition(owner: str, batch: TensorDictBase, keys: Any, dtype: torch.d
 
 def read_mask(owner: str, batch: TensorDictBase, mask_key: NestedKey | None) -> Tensor | None:
     """True where a sample counts, ``[*B]`` or ``[*B, 1]``; None if nothing is masked."""
-    if mask_key is None:
-        return None
     mask = None
-    for key in AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,):
+    for key in mask_keys(mask_key):
         value = batch.get(key, None)
         if value is None and mask_key != "auto":
-            raise checks.missing_key(owner, batch, key, "loss_mask_key names")
+            raise checks.missing_key(owner, batch, key, "the mask of loss_mask_key")
         if value is not None:
             value = checks.flag(owner, key, value)
             value = (
@@ -103,7 +111,7 @@ def samples(value: Tensor, batch: TensorDictBase) -> Tensor:
 
 def current_inputs(owner: str, batch: TensorDictBase, keys: Iterable[NestedKey], counts: Tensor | None) -> TensorDict:
     """The networks' entries of the current state, detached, in a TensorDict of their own."""
-    inputs = {key: hide(entry(owner, batch, key, "the networks read").detach(), counts) for key in keys}
+    inputs = {key: hide(entry(owner, batch, key, "an input of the networks").detach(), counts) for key in keys}
     return TensorDict(inputs, batch_size=batch.batch_size)
 
 
@@ -135,7 +143,7 @@ def next_inputs(
         elif value is None and (key not in observed or any(under_next(k) in batch.keys(True) for k in observed)):
             value = root
         if value is None:
-            raise checks.missing_key(owner, batch, under_next(key), "the target networks read")
+            raise checks.missing_key(owner, batch, under_next(key), "an input of the target networks")
         inputs[key] = hide(value, counts)
     return TensorDict(inputs, batch_size=batch.batch_size)
 
@@ -158,21 +166,25 @@ def write_priority(owner: str, batch: TensorDictBase, key: NestedKey, priority: 
         batch.lock_()
 
 
-def check_inputs(owner: str, batch: TensorDictBase, keys: Iterable[NestedKey], device: torch.device | None) -> None:
-    """Raise unless each entry fits its counterpart in the next state and lies on the networks' device."""
+def check_device(owner: str, batch: TensorDictBase, keys: Iterable[NestedKey], device: torch.device | None) -> None:
+    """Raise unless every entry that there is lies on the networks' device."""
+    for key in keys:
+        value = batch.get(key, None)
+        if isinstance(value, Tensor) and device is not None and value.device != device:
+            raise checks.BatchError(
+                f"{owner}: {key!r} is on {value.device}, the networks are on {device}; move the batch with "
+                f"batch.to({str(device)!r}), or the loss with loss.to({str(value.device)!r})."
+            )
+
+
+def check_inputs(owner: str, batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
+    """Raise unless each entry that the networks read has the shape and dtype of its counterpart in the next state."""
     for key in keys:
         value, later = batch.get(key, None), batch.get(under_next(key), None)
-        for name, tensor in ((key, value), (under_next(key), later)):
-            if isinstance(tensor, Tensor) and device is not None and tensor.device != device:
-                raise checks.BatchError(
-                    f"{owner}: {name!r} is on {tensor.device}, the networks are on {device}; move the batch with "
-                    f"batch.to({str(device)!r}) or the loss with loss.to({str(tensor.device)!r})."
-                )
-        if not isinstance(value, Tensor) or not isinstance(later, Tensor):
+        if value is None or later is None:
             continue
-        checks.same_shape(owner, "an entry and its next", entry=(key, value), next=(under_next(key), later))
-        if value.dtype != later.dtype:
+        if checks.shape_and_dtype(value) != checks.shape_and_dtype(later):
             raise checks.BatchError(
-                f"{owner}: an entry and its next must have one dtype: {key!r} {checks.describe(value)} and "
+                f"{owner}: an entry and its next must have one shape and dtype: {key!r} {checks.describe(value)} and "
                 f"{under_next(key)!r} {checks.describe(later)}."
             )
