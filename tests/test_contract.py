@@ -247,15 +247,20 @@ def test_inputs_are_not_changed_but_for_the_priority(case):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
-    "options", [{}, {"reduction": "none"}, {"separate_losses": True, "encoder": "shared"}], ids=str
+    "options",
+    [{}, {"reduction": "none"}, {"separate_losses": True, "encoder": "shared"}, {"estimator": "td_lambda"}],
+    ids=str,
 )
 def test_compiled_equals_eager(case, backend, options):
     torch._dynamo.reset()
     options = dict(options)
     networks_kwargs = {"encoder": options.pop("encoder", None)}
-    loss = case.make(networks_kwargs=networks_kwargs, **options)
+    estimator = options.pop("estimator", "td0")
+    if estimator not in case.estimators:
+        pytest.skip("this loss has no such estimator")
+    loss = case.make(networks_kwargs=networks_kwargs, **options).make_value_estimator(estimator)
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
-    data, compiled_data = batch(8), batch(8)
+    data, compiled_data = batch(2, 4), batch(2, 4)
     outputs, compiled_outputs = loss(data), compiled(compiled_data)
     for key, value in outputs.items():
         torch.testing.assert_close(compiled_outputs[key], value)

@@ -70,6 +70,48 @@ def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
     return torch.addcmul(reward, discount, next_value).detach()
 
 
+def td_lambda_target(
+    reward: Tensor, discount: Tensor, next_value: Tensor, done: Tensor, lmbda: float | Tensor, time_dim: int
+) -> Tensor:
+    r"""TD(:math:`\lambda`) target, detached.
+
+    :math:`G_t = r_t + \gamma^n (1 - d_t) \left[(1 - \lambda) Q'_{t+1} + \lambda G_{t+1}\right]`, where
+    :math:`Q'_{t+1}` stands for :math:`G_{t+1}` at the last step and wherever a trajectory ends.
+
+    Args:
+        reward: ``[*B, T, 1]``, in the environment's reward units.
+        discount: :math:`\gamma^n (1 - d)`, shape of ``reward``, in [0, 1].
+        next_value: value of the next state under the target networks, shape of ``reward``, reward units.
+        done: end of a trajectory, shape of ``reward``, bool.
+        lmbda: :math:`\lambda` in [0, 1]; 0 is TD(0), 1 is TD(1), the discounted sum of rewards up to the end.
+        time_dim: the position of T.
+
+    Returns:
+        Shape of ``reward``, reward units, without gradient.
+
+    Raises:
+        ValueError: if the shapes differ; nothing is broadcast in silence.
+
+    References:
+        Sutton 1988; Sutton & Barto 2018, section 12.1, as a recursion over the steps of a batch.
+
+    Examples:
+        >>> r, v = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[10.0], [20.0]]])
+        >>> half, going_on = torch.full_like(r, 0.5), torch.zeros_like(r, dtype=torch.bool)
+        >>> td_lambda_target(r, half, v, going_on, lmbda=1.0, time_dim=1).tolist()
+        [[[7.0], [12.0]]]
+    """
+    _same_shape(reward=reward, discount=discount, next_value=next_value, done=done)
+    chained = discount * torch.logical_not(done) * lmbda
+    bootstrapped = reward + (discount - chained) * next_value
+    target = next_value.select(time_dim, -1)  # beyond the last step there is only its value
+    targets = []
+    for now, weight in zip(bootstrapped.unbind(time_dim)[::-1], chained.unbind(time_dim)[::-1], strict=True):
+        target = torch.addcmul(now, weight, target)
+        targets.append(target)
+    return torch.stack(targets[::-1], time_dim).detach()
+
+
 def td_error(prediction: Tensor, target: Tensor) -> Tensor:
     r"""Signed temporal-difference error :math:`\delta = y - Q(s, a)`, detached.
 

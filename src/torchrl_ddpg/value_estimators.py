@@ -121,10 +121,12 @@ def targets(
     Returns:
         Shape of ``reward``, without gradient.
     """
-    if type(estimator) is TD0Estimator and not estimator.average_rewards:
-        return functional.td_target(
-            reward, functional.discount(estimator.gamma, terminated, steps).to(reward.dtype), next_value
-        )
+    if type(estimator) in ESTIMATORS.values() and not estimator.average_rewards:
+        discount = functional.discount(estimator.gamma, terminated, steps).to(reward.dtype)
+        if not chains_steps(estimator) or not batch.ndim:
+            return functional.td_target(reward, discount, next_value)
+        lmbda = getattr(estimator, "lmbda", 1.0)
+        return functional.td_lambda_target(reward, discount, next_value, done, lmbda, time_dimension(estimator, batch))
     keys = estimator.tensor_keys
     entries = batch.copy()
     for key, value in ((keys.reward, reward), (keys.done, done), (keys.terminated, terminated)):
@@ -162,20 +164,26 @@ def check_gamma(
         )
 
 
+def time_dimension(estimator: ValueEstimatorBase, batch: TensorDictBase) -> int:
+    """The estimator's time dimension if it has one, else the one named "time", else the batch's last."""
+    time = getattr(estimator, "time_dim", None)
+    if time is None:
+        names = batch.names or []
+        time = names.index("time") if "time" in names else -1
+    return time + batch.ndim if time < 0 else time
+
+
 def in_time_order(estimator: ValueEstimatorBase, batch: TensorDictBase, key: NestedKey, done: Tensor) -> bool:
     """Whether next observation t is observation t + 1 wherever step t does not end a trajectory.
 
     Args:
-        estimator: says which dimension is time, if it knows; else the one named "time", else the batch's last.
+        estimator: may say which dimension is time.
         batch: ``[*B, T]``.
         key: the observation, ``[*B, T, *F]``.
         done: end of a trajectory, ``[*B, T, 1]``, bool.
     """
     now, later = batch.get(key, None), batch.get(("next", *((key,) if isinstance(key, str) else key)), None)
-    names = [name for name in batch.names or [] if name]
-    time = getattr(estimator, "time_dim", None)
-    time = time if time is not None else batch.names.index("time") if "time" in names else batch.ndim - 1
-    time = time + batch.ndim if time < 0 else time
+    time = time_dimension(estimator, batch)
     if now is None or later is None or not batch.ndim or now.shape[time] < 2:
         return True
     length = now.shape[time] - 1

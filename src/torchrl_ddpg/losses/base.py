@@ -249,7 +249,8 @@ class DeterministicPolicyLoss(ConfigurableLoss):
                     self._owner, batch, key, "the weight that use_prioritized_weights=True asks for"
                 )
         if weight is not None:
-            weight = checks.per_sample(self._owner, key, checks.number(self._owner, key, weight), loss)
+            weight = checks.number(self._owner, key, weight).to(loss.dtype)
+            weight = checks.per_sample(self._owner, key, weight, loss)
         loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
         # Elsewhere than on the CPU the question would wait for the device.
         if loss.device.type == "cpu" and not torch.compiler.is_compiling() and not loss.isfinite().all():
