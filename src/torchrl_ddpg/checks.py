@@ -119,9 +119,30 @@ def spelled_out(batch: TensorDictBase) -> str:
     return ", ".join(sorted(map(repr, batch.keys(True, True)))) or "no entry"
 
 
-def shape_and_dtype(value: Any) -> tuple:
-    """What an entry and its next must share."""
-    return getattr(value, "shape", None), getattr(value, "dtype", type(value))
+def look_alike(owner: str, key: NestedKey, value: Any, next_key: NestedKey, later: Any) -> None:
+    """Raise unless an entry and its counterpart in the next state have one shape and one dtype."""
+    first, second = ((getattr(x, "shape", None), getattr(x, "dtype", type(x))) for x in (value, later))
+    if first != second:
+        raise BatchError(
+            f"{owner}: an entry and its next must have one shape and dtype: {key!r} {describe(value)} and "
+            f"{next_key!r} {describe(later)}."
+        )
+
+
+def wrong_device(owner: str, key: NestedKey, device: torch.device, networks: torch.device) -> BatchError:
+    """Word the error for an entry that is not where the networks are."""
+    return BatchError(
+        f"{owner}: {key!r} is on {device}, the networks are on {networks}; move the batch with "
+        f"batch.to({str(networks)!r}), or the loss with loss.to({str(device)!r})."
+    )
+
+
+def locked_within(owner: str, key: NestedKey) -> BatchError:
+    """Word the error for a batch that cannot be unlocked alone."""
+    return BatchError(
+        f"{owner}: the batch is part of a larger locked TensorDict, so the priority {key!r} cannot be written. "
+        f"Pass batch.copy(), or unlock the whole."
+    )
 
 
 def unequal_shapes(
@@ -186,11 +207,10 @@ def network_failed(owner: str, name: str, reads: Mapping[NestedKey, Any], parame
     )
 
 
-def not_finite(owner: str, term: str, batch: TensorDictBase, keys: Iterable[NestedKey]) -> BatchError:
+def not_finite(owner: str, term: str, entries: Mapping[NestedKey, Any]) -> BatchError:
     """Word the error for a loss that is NaN or infinite: the entries to blame, or the networks."""
     blamed = []
-    for key in keys:
-        value = batch.get(key, None)
+    for key, value in entries.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             blamed.append(f"{key!r} ({int((~value.isfinite()).sum())} of {value.numel()} values)")
     if blamed:

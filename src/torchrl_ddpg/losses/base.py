@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -15,8 +16,9 @@ from torchrl.envs.utils import set_exploration_type
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_ddpg import checks, functional, value_estimators
-from torchrl_ddpg.losses import batch as entries
+from torchrl_ddpg.losses.batch import Batch, hide, under_next
 from torchrl_ddpg.losses.configuration import ConfigurableLoss
+from torchrl_ddpg.losses.networks import Entries
 
 
 def in_loss_modes(method: Callable) -> Callable:
@@ -84,175 +86,141 @@ class DeterministicPolicyLoss(ConfigurableLoss):
 
     @dispatch(source="call_keys")
     def _forward(self, tensordict: TensorDictBase) -> TensorDict:
-        self._check(tensordict, critic=True)
-        loss_value, metrics = self._critic_term(tensordict)
-        loss_actor, actor_metrics = self._actor_term(tensordict)
+        batch = self._read(tensordict, self._fetched_keys)
+        loss_value, metrics = self._critic_term(batch)
+        loss_actor, actor_metrics = self._actor_term(batch)
         outputs = {"loss_actor": loss_actor, self.critic_loss_key: loss_value, **metrics, **actor_metrics}
         return TensorDict({key: outputs[key] for key in self.out_keys}, batch_size=[])
 
     @in_loss_modes
     def loss_value(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's loss and metrics; writes the priority. Gradient reaches the critic alone."""
-        self._check(tensordict, critic=True)
-        return self._critic_term(tensordict)
+        return self._critic_term(self._read(tensordict, self._fetched_keys))
 
     @in_loss_modes
     def loss_actor(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The actor's loss and metrics. Gradient reaches the actor alone; only its inputs are read."""
-        self._check(tensordict, critic=False)
-        return self._actor_term(tensordict)
+        return self._actor_term(self._read(tensordict, self._actor_fetched_keys))
 
     @in_loss_modes
     def compute_target(self, tensordict: TensorDictBase) -> Tensor:
         """The critic's targets, in the shape of the reward, float32 or wider, without gradient."""
-        self._check(tensordict, critic=True)
-        return self._targets(tensordict, entries.read_mask(self._owner, tensordict, self.loss_mask_key))
+        return self._targets(self._read(tensordict, self._fetched_keys))
 
-    def _check(self, batch: TensorDictBase, *, critic: bool) -> None:
+    def _read(self, tensordict: TensorDictBase, names: Iterable[NestedKey]) -> Batch:
+        checks.is_tensordict(self._owner, tensordict)
+        batch = Batch(self._owner, tensordict, self.tensor_keys, names, self.loss_mask_key)
         if torch.compiler.is_compiling():
-            return
-        checks.is_tensordict(self._owner, batch)
+            return batch
         self._warn_without_updater()
         self._check_live()
-        keys = self.call_keys if critic else self._observed_keys
-        values = [batch.get(key, None) for key in keys]
-        signature = (
-            critic,
-            batch.batch_size,
-            *((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else None for v in values),
-        )
+        signature = batch.signature()
         fresh = signature not in self._seen
         if fresh:
-            entries.check_device(
-                self._owner, batch, (*keys, *entries.mask_keys(self.loss_mask_key)), self._default_device
-            )
-            entries.check_inputs(self._owner, batch, self._observed_keys)
-        if critic and (fresh or self._on_unordered == "raise"):
+            batch.check_inputs(self._observed_keys, self._default_device)
+        if names is self._fetched_keys and (fresh or self._on_unordered == "raise"):
             self._check_contents(batch)
         self._seen.add(signature)
+        return batch
 
     def _warn_without_updater(self) -> None:
         if not self._warned_updater and not self.has_updater:
             self._warned_updater = True
-            warnings.warn(checks.no_updater(self._owner), stacklevel=4)
+            warnings.warn(checks.no_updater(self._owner), stacklevel=5)
 
-    def _check_contents(self, batch: TensorDictBase) -> None:
-        estimator, keys = self.value_estimator, self.tensor_keys
-        gamma = batch.get("gamma", None)
-        gamma = batch.get(("next", "gamma"), None) if gamma is None else gamma
+    def _check_contents(self, batch: Batch) -> None:
+        estimator, gamma = self.value_estimator, batch.gamma()
         if gamma is not None:
-            gamma, steps = checks.number(self._owner, "gamma", gamma), entries.find_steps(self._owner, batch, keys)
-            value_estimators.check_gamma(self._owner, estimator, gamma, keys.steps_to_next_obs, steps)
+            steps_key = self.tensor_keys.steps_to_next_obs
+            value_estimators.check_gamma(self._owner, estimator, gamma, steps_key, batch.steps())
         if not value_estimators.chains_steps(estimator) or self._warned_unordered:
             return
-        done = batch.get(entries.under_next(keys.done), None)
+        done = batch.values.get(under_next(self.tensor_keys.done))
         for key in self._observed_keys:
-            if done is not None and not value_estimators.in_time_order(estimator, batch, key, done):
+            if done is not None and not value_estimators.in_time_order(estimator, batch.source, key, done):
                 self._warned_unordered = self._on_unordered == "warn"
                 value_estimators.unordered(self._owner, estimator, key, error=self._on_unordered == "raise")
                 return
 
-    def _run(self, name: str, use: str, batch: TensorDictBase) -> TensorDictBase:
-        run = getattr(self._nets[name], use)
+    def _run(self, name: str, use: str, entries: Entries, shape: torch.Size) -> Entries:
+        call = getattr(self._nets[name], use)
         if torch.compiler.is_compiling():
-            return run(batch)
+            return call(entries, shape)
         try:
-            return run(batch)
+            return call(entries, shape)
         except (Warning, torch.OutOfMemoryError, checks.BatchError):
             raise
         except Exception as error:
-            named = entries.under_next if use == "run_target" else (lambda key: key)
+            named = under_next if use == "without_grad" else (lambda key: key)
             module = self._nets[name].module
-            reads = {named(key): batch.get(key, None) for key in module.in_keys}
+            reads = {named(key): entries.get(key) for key in module.in_keys}
             raise checks.network_failed(self._owner, name, reads, next(module.parameters(), None)) from error
 
-    def _value(self, use: str, batch: TensorDictBase) -> Tensor:
+    def _value(self, use: str, entries: Entries, shape: torch.Size) -> Tensor:
         key = self.tensor_keys.state_action_value
-        value = self._run(self.critic_name, use, batch).get(key, None)
+        value = self._run(self.critic_name, use, entries, shape).get(key)
         if value is None:
             written = self.__dict__[self.critic_name].out_keys
             raise checks.no_value(self._owner, self.critic_name, key, written)
         return value.to(self._dtype)
 
-    def _target_action(self, inputs: TensorDictBase) -> TensorDictBase:
+    def _target_action(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run the target actor; a leaf bounds or smooths what it says."""
-        return self._run("actor_network", "run_target", inputs)
+        return self._run("actor_network", "without_grad", entries, shape)
 
-    def _next_value(self, inputs: TensorDictBase) -> Tensor:
+    def _next_value(self, entries: Entries, shape: torch.Size) -> Tensor:
         """Value of the next state under the target networks; a leaf with several critics combines them."""
-        return self._value("run_target", self._target_action(inputs))
+        return self._value("without_grad", self._target_action(entries, shape), shape)
 
-    def _targets(self, batch: TensorDictBase, mask: Tensor | None) -> Tensor:
-        owner, keys = self._owner, self.tensor_keys
-        transition = entries.read_transition(owner, batch, keys, self._dtype)
-        counts = entries.rows(mask, batch)
-        if self._mixes_samples:
+    def _targets(self, batch: Batch) -> Tensor:
+        transition = batch.transition(self._dtype)
+        goes_on = None
+        if self._mixes_samples:  # what lies past a terminal state must not reach the others through batch statistics
             goes_on = ~transition.terminated.reshape(*batch.shape, -1).all(-1)
-            counts = goes_on if counts is None else counts & goes_on
-        inputs = entries.next_inputs(owner, batch, self.actor_in_keys, self._observed_keys, counts)
-        next_value = self._next_value(inputs)
+        entries = batch.following(self.actor_in_keys, self._observed_keys, goes_on)
+        next_value = self._next_value(entries, batch.shape)
         self._like_reward(next_value, transition.reward)
         # Selected, not multiplied: what lies past a terminal state may be NaN.
-        next_value = next_value.masked_fill(transition.terminated, 0.0)
-        if mask is not None:
-            mask = entries.rows(mask, batch)
-            transition = transition._replace(reward=entries.hide(transition.reward, mask))
-            next_value = entries.hide(next_value, mask)
-        return value_estimators.targets(self._value_estimator, batch, next_value=next_value, **transition._asdict())
+        next_value = hide(next_value.masked_fill(transition.terminated, 0.0), batch.counts)
+        return value_estimators.targets(
+            self._value_estimator, batch.source, next_value=next_value, **transition._asdict()
+        )
 
-    def _critic_term(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        mask = entries.read_mask(self._owner, batch, self.loss_mask_key)
-        target = self._targets(batch, mask)
-        prediction = self._value("online", self._inputs(batch, self.__dict__[self.critic_name].in_keys, mask))
+    def _critic_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        target = self._targets(batch)
+        prediction = self._value("online", batch.current(self.__dict__[self.critic_name].in_keys), batch.shape)
         self._like_reward(prediction, target)
-        prediction, target = (entries.samples(value, batch) for value in (prediction, target))
-        if mask is not None:
-            mask = checks.per_sample(self._owner, self.loss_mask_key, mask, prediction)
+        prediction, target = batch.samples(prediction), batch.samples(target)
+        mask = batch.mask_like(prediction)
         loss = functional.value_loss(prediction, target, self.loss_function)
         loss = self._reduce_term(self.critic_loss_key, loss, batch, mask, weigh=True)
         error = functional.td_error(prediction, target)
-        priority = error.abs() if self.priority == "absolute" else error.square()
-        entries.write_priority(self._owner, batch, self.tensor_keys.priority, priority)
+        batch.write_priority(error.abs() if self.priority == "absolute" else error.square())
         return loss, {
             **functional.mean_and_max("pred_value", prediction, mask),
             **functional.mean_and_max("target_value", target, mask),
         }
 
-    def _actor_value(self, inputs: TensorDictBase) -> Tensor:
+    def _actor_value(self, entries: Entries, shape: torch.Size) -> Tensor:
         """The critic's value of the actor's action, without gradient to the critic's parameters."""
-        return self._value("frozen", self._run("actor_network", "online", inputs))
+        return self._value("frozen", self._run("actor_network", "online", entries, shape), shape)
 
-    def _actor_term(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        mask = entries.read_mask(self._owner, batch, self.loss_mask_key)
-        value = self._actor_value(self._inputs(batch, self._observed_keys, mask))
-        loss = -entries.samples(value, batch)
-        if mask is not None:
-            mask = checks.per_sample(self._owner, self.loss_mask_key, mask, loss)
-        return self._reduce_term("loss_actor", loss, batch, mask, weigh=self.weigh_actor), {}
-
-    def _inputs(self, batch: TensorDictBase, keys: Iterable[NestedKey], mask: Tensor | None) -> TensorDict:
-        return entries.current_inputs(self._owner, batch, keys, entries.rows(mask, batch))
+    def _actor_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = -batch.samples(self._actor_value(batch.current(self._observed_keys), batch.shape))
+        return self._reduce_term("loss_actor", loss, batch, batch.mask_like(loss), weigh=self.weigh_actor), {}
 
     def _like_reward(self, value: Tensor, reward: Tensor) -> None:
         if value.shape != reward.shape:
-            key, reward_key = self.tensor_keys.state_action_value, entries.under_next(self.tensor_keys.reward)
+            key, reward_key = self.tensor_keys.state_action_value, under_next(self.tensor_keys.reward)
             raise checks.unequal_shapes(self._owner, "the value", key, value, reward_key, reward)
 
-    def _reduce_term(
-        self, term: str, loss: Tensor, batch: TensorDictBase, mask: Tensor | None, *, weigh: bool
-    ) -> Tensor:
-        key, weight = self.tensor_keys.priority_weight, None
+    def _reduce_term(self, term: str, loss: Tensor, batch: Batch, mask: Tensor | None, *, weigh: bool) -> Tensor:
+        weight = None
         if weigh and self.use_prioritized_weights is not False:
-            weight = batch.get(key, None)
-            if weight is None and self.use_prioritized_weights is True:
-                raise checks.missing_key(
-                    self._owner, batch, key, "the weight that use_prioritized_weights=True asks for"
-                )
-        if weight is not None:
-            weight = checks.number(self._owner, key, weight).to(loss.dtype)
-            weight = checks.per_sample(self._owner, key, weight, loss)
+            weight = batch.weight_like(loss, required=self.use_prioritized_weights is True)
         loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
         # Elsewhere than on the CPU the question would wait for the device.
-        if loss.device.type == "cpu" and not torch.compiler.is_compiling() and not loss.isfinite().all():
-            raise checks.not_finite(self._owner, term, batch, self.call_keys)
+        readable = loss.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and not (math.isfinite(loss.item()) if loss.ndim == 0 else loss.isfinite().all()):
+            raise checks.not_finite(self._owner, term, batch.values)
         return loss

@@ -1,12 +1,12 @@
-"""From a sampled batch to what the terms need: checked entries, masks, the next state's inputs, the priority."""
+"""A sampled batch as the terms read it: every entry fetched once, checked, cast and masked."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.objectives.common import AUTO_LOSS_MASK_KEYS
 
@@ -27,65 +27,6 @@ def under_next(key: NestedKey) -> NestedKey:
     return unravel_key(("next", key))
 
 
-def entry(owner: str, batch: TensorDictBase, key: NestedKey, reader: str) -> Tensor:
-    """The entry, or an error that names it, who reads it, and the close names there are."""
-    value = batch.get(key, None)
-    if value is None:
-        raise checks.missing_key(owner, batch, key, reader)
-    return value
-
-
-def find_steps(owner: str, batch: TensorDictBase, keys: Any) -> Tensor | None:
-    """The number of steps to the next observation, from the root or from the next state."""
-    key = keys.steps_to_next_obs
-    steps = batch.get(key, None)
-    steps = batch.get(under_next(key), None) if steps is None else steps
-    return None if steps is None else checks.number(owner, key, steps)
-
-
-def mask_keys(mask_key: NestedKey | None) -> tuple[NestedKey, ...]:
-    """The masks that a loss looks for: TorchRL's own for ``"auto"``."""
-    return () if mask_key is None else AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,)
-
-
-def read_transition(owner: str, batch: TensorDictBase, keys: Any, dtype: torch.dtype) -> Transition:
-    """Reward in ``dtype``, flags as bool, all broadcast over the agents of the reward."""
-    reward_key = under_next(keys.reward)
-    reward = checks.number(
-        owner, reward_key, entry(owner, batch, reward_key, f"the reward of set_keys(reward={keys.reward!r})")
-    )
-    flags = {}
-    for name in ("done", "terminated"):
-        key = under_next(getattr(keys, name))
-        value = entry(owner, batch, key, f"the flag of set_keys({name}={getattr(keys, name)!r})")
-        value = checks.flag(owner, key, value)
-        flags[name] = checks.like_reward(owner, key, value, reward_key, reward)
-    steps = find_steps(owner, batch, keys)
-    if steps is not None:
-        if steps.shape == reward.shape[:-1]:
-            steps = steps.unsqueeze(-1)
-        steps = checks.like_reward(owner, keys.steps_to_next_obs, steps, reward_key, reward)
-    return Transition(reward.to(dtype), **flags, steps=steps)
-
-
-def read_mask(owner: str, batch: TensorDictBase, mask_key: NestedKey | None) -> Tensor | None:
-    """True where a sample counts, ``[*B]`` or ``[*B, 1]``; None if nothing is masked."""
-    mask = None
-    for key in mask_keys(mask_key):
-        value = batch.get(key, None)
-        if value is None and mask_key != "auto":
-            raise checks.missing_key(owner, batch, key, "the mask of loss_mask_key")
-        if value is not None:
-            value = checks.flag(owner, key, value)
-            value = (
-                checks.per_sample(owner, key, value, value.new_empty(batch.shape))
-                if value.ndim <= batch.ndim + 1
-                else value
-            )
-            mask = value if mask is None else mask & value
-    return mask
-
-
 def hide(value: Any, counts: Tensor | None) -> Any:
     """Replace NaN and inf by 0 where nothing counts: ``0 * nan`` would reach the gradients of what does.
 
@@ -99,92 +40,167 @@ def hide(value: Any, counts: Tensor | None) -> Any:
     return torch.where(counts | value.isfinite(), value, 0.0)
 
 
-def rows(mask: Tensor | None, batch: TensorDictBase) -> Tensor | None:
-    """A mask with agents, ``[*B, n_agents, 1]``, as one for whole samples, ``[*B]``: any agent counts."""
-    return mask if mask is None or mask.ndim == batch.ndim else mask.flatten(batch.ndim).any(-1)
-
-
-def samples(value: Tensor, batch: TensorDictBase) -> Tensor:
-    """Values ``[*B, 1]`` as per-sample values ``[*B]``; agents stay."""
-    return value.squeeze(-1) if value.ndim > batch.ndim else value
-
-
-def current_inputs(owner: str, batch: TensorDictBase, keys: Iterable[NestedKey], counts: Tensor | None) -> TensorDict:
-    """The networks' entries of the current state, detached, in a TensorDict of their own."""
-    inputs = {key: hide(entry(owner, batch, key, "an input of the networks").detach(), counts) for key in keys}
-    return TensorDict(inputs, batch_size=batch.batch_size)
-
-
-def next_inputs(
-    owner: str,
-    batch: TensorDictBase,
-    observed: Collection[NestedKey],
-    keys: Iterable[NestedKey],
-    counts: Tensor | None,
-) -> TensorDict:
-    """The networks' entries of the next state.
-
-    An entry that only the root holds is constant over the step and taken from there, but not the only observation of
-    the actor. A recurrent network's ``is_init`` also counts where the current step starts an episode, since the next
-    states of two episodes are as unrelated as the current ones.
+class Batch:
+    """One batch on its way through a loss.
 
     Args:
         owner: the loss's name, for messages.
-        batch: the batch.
-        observed: what the actor reads.
-        keys: what actor and critic read, but for what the actor writes.
-        counts: True where the next state is used, ``[*B]``, or None for everywhere.
+        source: the TensorDict that the user passed.
+        keys: the loss's ``tensor_keys``.
+        names: the entries to fetch; those that are not there are None.
+        mask_key: the loss's ``loss_mask_key``.
     """
-    inputs = {}
-    for key in keys:
-        value, root = batch.get(under_next(key), None), batch.get(key, None)
-        if key == "is_init" or key[-1] == "is_init":
-            value = root if value is None else value if root is None else value | root
-        elif value is None and (key not in observed or any(under_next(k) in batch.keys(True) for k in observed)):
-            value = root
+
+    __slots__ = ("keys", "mask", "mask_keys", "owner", "shape", "source", "values")
+
+    def __init__(
+        self, owner: str, source: TensorDictBase, keys: Any, names: Iterable[NestedKey], mask_key: NestedKey | None
+    ) -> None:
+        self.owner, self.source, self.keys, self.shape = owner, source, keys, source.batch_size
+        self.mask_keys: tuple[NestedKey, ...] = (
+            () if mask_key is None else AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,)
+        )
+        self.values = {name: source.get(name, None) for name in (*names, *self.mask_keys)}
+        self.mask = self._read_mask(required=mask_key != "auto")
+
+    def require(self, key: NestedKey, role: str) -> Any:
+        """The entry, or an error that names it, its role and the close names there are."""
+        value = self.values.get(key)
         if value is None:
-            raise checks.missing_key(owner, batch, under_next(key), "an input of the target networks")
-        inputs[key] = hide(value, counts)
-    return TensorDict(inputs, batch_size=batch.batch_size)
+            raise checks.missing_key(self.owner, self.source, key, role)
+        return value
 
+    def _read_mask(self, *, required: bool) -> Tensor | None:
+        mask = None
+        for key in self.mask_keys:
+            value = self.require(key, "the mask of loss_mask_key") if required else self.values[key]
+            if value is None:
+                continue
+            value = checks.flag(self.owner, key, value)
+            if value.ndim <= len(self.shape) + 1:
+                value = checks.per_sample(self.owner, key, value, value.new_empty(self.shape))
+            mask = value if mask is None else mask & value
+        return mask
 
-def write_priority(owner: str, batch: TensorDictBase, key: NestedKey, priority: Tensor) -> None:
-    """Write the priority into the batch, locked or not, over whatever the entry held."""
-    if not batch.is_locked:
-        batch.set(key, priority)
-        return
-    try:
-        batch.unlock_()
-    except RuntimeError as error:
-        raise checks.BatchError(
-            f"{owner}: the batch is part of a larger locked TensorDict, so the priority {key!r} cannot be written. "
-            f"Pass batch.copy(), or unlock the whole."
-        ) from error
-    try:
-        batch.set(key, priority)
-    finally:
-        batch.lock_()
+    @property
+    def counts(self) -> Tensor | None:
+        """True for each sample of which anything counts, ``[*B]``; None for everything."""
+        depth = len(self.shape)
+        return self.mask if self.mask is None or self.mask.ndim == depth else self.mask.flatten(depth).any(-1)
 
+    def mask_like(self, loss: Tensor) -> Tensor | None:
+        """The mask in the shape of per-sample losses."""
+        return None if self.mask is None else checks.per_sample(self.owner, self.mask_keys[0], self.mask, loss)
 
-def check_device(owner: str, batch: TensorDictBase, keys: Iterable[NestedKey], device: torch.device | None) -> None:
-    """Raise unless every entry that there is lies on the networks' device."""
-    for key in keys:
-        value = batch.get(key, None)
-        if isinstance(value, Tensor) and device is not None and value.device != device:
-            raise checks.BatchError(
-                f"{owner}: {key!r} is on {value.device}, the networks are on {device}; move the batch with "
-                f"batch.to({str(device)!r}), or the loss with loss.to({str(value.device)!r})."
-            )
+    def samples(self, value: Tensor) -> Tensor:
+        """Values ``[*B, 1]`` as per-sample values ``[*B]``; agents stay."""
+        return value.squeeze(-1) if value.ndim > len(self.shape) else value
 
+    def signature(self) -> tuple:
+        """What the checks depend on: shapes, dtypes and devices."""
+        return (
+            self.shape,
+            *((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else type(v) for v in self.values.values()),
+        )
 
-def check_inputs(owner: str, batch: TensorDictBase, keys: Iterable[NestedKey]) -> None:
-    """Raise unless each entry that the networks read has the shape and dtype of its counterpart in the next state."""
-    for key in keys:
-        value, later = batch.get(key, None), batch.get(under_next(key), None)
-        if value is None or later is None:
-            continue
-        if checks.shape_and_dtype(value) != checks.shape_and_dtype(later):
-            raise checks.BatchError(
-                f"{owner}: an entry and its next must have one shape and dtype: {key!r} {checks.describe(value)} and "
-                f"{under_next(key)!r} {checks.describe(later)}."
-            )
+    def steps(self) -> Tensor | None:
+        """The number of steps to the next observation, from the root or from the next state."""
+        key = self.keys.steps_to_next_obs
+        steps = self.values.get(key)
+        steps = self.values.get(under_next(key)) if steps is None else steps
+        return None if steps is None else checks.number(self.owner, key, steps)
+
+    def gamma(self) -> Tensor | None:
+        """What the buffer says it discounted by up to the next observation."""
+        gamma = self.values.get("gamma")
+        gamma = self.values.get(("next", "gamma")) if gamma is None else gamma
+        return None if gamma is None else checks.number(self.owner, "gamma", gamma)
+
+    def _flag(self, name: str, reward_key: NestedKey, reward: Tensor) -> Tensor:
+        key = under_next(getattr(self.keys, name))
+        value = self.require(key, f"the flag of set_keys({name}={getattr(self.keys, name)!r})")
+        return checks.like_reward(self.owner, key, checks.flag(self.owner, key, value), reward_key, reward)
+
+    def transition(self, dtype: torch.dtype) -> Transition:
+        """Reward in ``dtype``, flags as bool, all broadcast over the agents of the reward."""
+        reward_key = under_next(self.keys.reward)
+        reward = self.require(reward_key, f"the reward of set_keys(reward={self.keys.reward!r})")
+        reward = checks.number(self.owner, reward_key, reward)
+        done, terminated = (self._flag(name, reward_key, reward) for name in ("done", "terminated"))
+        steps = self.steps()
+        if steps is not None:
+            steps = steps.unsqueeze(-1) if steps.shape == reward.shape[:-1] else steps
+            steps = checks.like_reward(self.owner, self.keys.steps_to_next_obs, steps, reward_key, reward)
+        return Transition(hide(reward.to(dtype), self.counts), done, terminated, steps)
+
+    def weight_like(self, loss: Tensor, *, required: bool) -> Tensor | None:
+        """The importance weights in the shape and dtype of per-sample losses."""
+        key = self.keys.priority_weight
+        weight = self.values.get(key)
+        if required:
+            weight = self.require(key, "the weight that use_prioritized_weights=True asks for")
+        if weight is None:
+            return None
+        return checks.per_sample(self.owner, key, checks.number(self.owner, key, weight).to(loss.dtype), loss)
+
+    def current(self, keys: Iterable[NestedKey]) -> dict[NestedKey, Any]:
+        """The networks' entries of the current state, detached."""
+        counts = self.counts
+        return {key: hide(self.require(key, "an input of the networks").detach(), counts) for key in keys}
+
+    def following(
+        self, observed: Iterable[NestedKey], keys: Iterable[NestedKey], goes_on: Tensor | None
+    ) -> dict[NestedKey, Any]:
+        """The networks' entries of the next state.
+
+        An entry that only the root holds is constant over the step and taken from there, but not the only observation
+        of the actor. A recurrent network's ``is_init`` also counts where the current step starts an episode, since
+        the next states of two episodes are as unrelated as the current ones.
+
+        Args:
+            observed: what the actor reads.
+            keys: what actor and critic read, but for what the actor writes.
+            goes_on: True where the next state must be finite, ``[*B]``, or None for wherever a sample counts.
+        """
+        counts = self.counts
+        if goes_on is not None:
+            counts = goes_on if counts is None else counts & goes_on
+        entries = {}
+        for key in keys:
+            value, root = self.values.get(under_next(key)), self.values.get(key)
+            if key == "is_init" or key[-1] == "is_init":
+                value = root if value is None else value if root is None else value | root
+            elif value is None and (key not in observed or self._has_next(observed)):
+                value = root
+            if value is None:
+                raise checks.missing_key(self.owner, self.source, under_next(key), "an input of the target networks")
+            entries[key] = hide(value, counts)
+        return entries
+
+    def _has_next(self, keys: Iterable[NestedKey]) -> bool:
+        return any(self.values.get(under_next(key)) is not None for key in keys)
+
+    def check_inputs(self, keys: Iterable[NestedKey], device: torch.device | None) -> None:
+        """Raise unless entries lie on the networks' device and look like their counterparts in the next state."""
+        for name, value in self.values.items():
+            if isinstance(value, Tensor) and device is not None and value.device != device:
+                raise checks.wrong_device(self.owner, name, value.device, device)
+        for key in keys:
+            value, later = self.values.get(key), self.values.get(under_next(key))
+            if value is not None and later is not None:
+                checks.look_alike(self.owner, key, value, under_next(key), later)
+
+    def write_priority(self, priority: Tensor) -> None:
+        """Write the priority into the user's batch, locked or not, over whatever the entry held."""
+        key, source = self.keys.priority, self.source
+        if not source.is_locked:
+            source.set(key, priority)
+            return
+        try:
+            source.unlock_()
+        except RuntimeError as error:
+            raise checks.locked_within(self.owner, key) from error
+        try:
+            source.set(key, priority)
+        finally:
+            source.lock_()

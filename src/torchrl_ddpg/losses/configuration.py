@@ -10,7 +10,7 @@ from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_ddpg import checks, value_estimators
-from torchrl_ddpg.losses import batch as entries
+from torchrl_ddpg.losses.batch import under_next
 from torchrl_ddpg.losses.parameters import NetworkOwner
 
 Self = TypeVar("Self", bound="ConfigurableLoss")
@@ -56,14 +56,16 @@ class ConfigurableLoss(NetworkOwner):
     def _wire(self) -> None:
         self._seen.clear()
         keys, critic = self.tensor_keys, self.__dict__[self.critic_name]
-        flags = [entries.under_next(key) for key in (keys.reward, keys.done, keys.terminated)]
-        later = [entries.under_next(key) for key in self._observed_keys]
+        flags = [under_next(key) for key in (keys.reward, keys.done, keys.terminated)]
+        later = [under_next(key) for key in self._observed_keys]
         needed = {*self._observed_keys, *critic.in_keys, *later, *flags}
         if self.use_prioritized_weights is True:
             needed.add(keys.priority_weight)
         self.in_keys = sorted(needed, key=str)
         optional = [keys.priority_weight, keys.steps_to_next_obs, "gamma"]
         self.call_keys = self.in_keys + [key for key in optional if key not in needed]
+        self._fetched_keys = (*self.call_keys, under_next(keys.steps_to_next_obs), ("next", "gamma"))
+        self._actor_fetched_keys = (*self._observed_keys, keys.priority_weight)
         if self._value_estimator is not None:
             names = {field.name: getattr(keys, field.name) for field in fields(keys)}
             value_estimators.set_keys(self._value_estimator, value=keys.state_action_value, **names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import TensorSpec
@@ -14,6 +13,7 @@ from torchrl.modules import ActorCriticWrapper
 from torchrl_ddpg import checks
 from torchrl_ddpg.losses import bounds as action_bounds
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
+from torchrl_ddpg.losses.networks import Entries
 
 
 class DDPGLoss(DeterministicPolicyLoss):
@@ -126,9 +126,9 @@ class DDPGLoss(DeterministicPolicyLoss):
         """Actor and critic in one module, as TorchRL's loss has it."""
         return ActorCriticWrapper(self.actor_network, self.value_network)
 
-    def _target_action(self, inputs: TensorDictBase) -> TensorDictBase:
-        inputs = super()._target_action(inputs)
+    def _target_action(self, entries: Entries, shape: torch.Size) -> Entries:
+        entries = super()._target_action(entries, shape)
         if self.min_action is not None:
             key = self.action_keys[0]
-            inputs.set(key, torch.clamp(inputs.get(key), self.min_action, self.max_action))
-        return inputs
+            entries[key] = torch.clamp(entries[key], self.min_action, self.max_action)
+        return entries
