@@ -251,3 +251,11 @@ def no_gamma(owner: str, gamma: Any) -> None:
         raise TypeError(
             f"{owner}: gamma is set with loss.make_value_estimator(gamma={gamma!r}), not in the constructor."
         )
+
+
+def equal_critics(owner: str, count: int) -> ValueError:
+    """Word the error for an ensemble whose copies cannot be told apart."""
+    return ValueError(
+        f"{owner}: the critic has no layer with a reset_parameters method, so its {count} copies would all be equal; "
+        f"accepted: a list of {count} critics, each with its own initialisation."
+    )

@@ -11,6 +11,8 @@ from tensordict import NestedKey, TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
+from torchrl_ddpg import checks
+
 Entries = dict[NestedKey, Any]
 
 
@@ -76,6 +78,25 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
     return entries
 
 
+def run_detached(
+    module: TensorDictModuleBase, parameters: Iterable[nn.Parameter], entries: Entries, shape: torch.Size
+) -> Entries:
+    """Run a module as :func:`run` does, without gradient to ``parameters``."""
+    if torch.compiler.is_compiling():  # requires_grad_ cannot be traced; detached stand-ins cost nothing there
+        held = {id(parameter) for parameter in parameters}
+        detached = {name: p.detach() for name, p in module.named_parameters() if id(p) in held}
+        output = torch.func.functional_call(module, detached, (TensorDict(entries, batch_size=shape),))
+        return {**entries, **{key: output.get(key, None) for key in module.out_keys}}
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        return run(module, entries, shape)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 class Network:
     """A network in its three uses: online, frozen (no gradient to its parameters) and target (no gradient at all).
 
@@ -136,37 +157,25 @@ class Network:
 
     def online(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run the module with gradient to its parameters, but for those that only the actor's loss trains."""
-        if self._held_out:
-            return self._without_gradient(self._held_out, entries, shape)
-        return run(self.module, entries, shape)
+        return run_detached(self.module, self._held_out, entries, shape)
 
     def frozen(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run the module with gradient to its inputs and none to its parameters."""
-        live = [owner[name] for owner, name, _, _ in self._slots]
-        return self._without_gradient(live + self._held_out, entries, shape)
+        return run_detached(self.module, self._live(), entries, shape)
 
     def without_grad(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run the target network, in the module's train or eval mode, without gradient."""
-        for source, copied in self._modes:
-            if copied.training is not source.training:
-                copied.training = source.training
+        self._follow_modes()
         with torch.no_grad():
             return run(self.target, entries, shape)
 
-    def _without_gradient(self, parameters: list[nn.Parameter], entries: Entries, shape: torch.Size) -> Entries:
-        if torch.compiler.is_compiling():  # requires_grad_ cannot be traced; detached stand-ins cost nothing there
-            held = {id(parameter) for parameter in parameters}
-            detached = {name: p.detach() for name, p in self.module.named_parameters() if id(p) in held}
-            output = torch.func.functional_call(self.module, detached, (TensorDict(entries, batch_size=shape),))
-            return {**entries, **{key: output.get(key, None) for key in self.module.out_keys}}
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        try:
-            for parameter in trained:
-                parameter.requires_grad_(False)
-            return run(self.module, entries, shape)
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+    def _live(self) -> list[nn.Parameter]:
+        return [owner[name] for owner, name, _, _ in self._slots] + self._held_out
+
+    def _follow_modes(self) -> None:
+        for source, copied in self._modes:
+            if copied.training is not source.training:
+                copied.training = source.training
 
     def pairs(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
         """Targets and their live sources, of ``kind`` ``"parameters"`` or ``"buffers"``; empty without delay."""
@@ -176,9 +185,69 @@ class Network:
     def reset(self) -> None:
         """Draw new parameters with each layer's own ``reset_parameters``; a target becomes a copy of them."""
         self.module.reset_parameters_recursive()
+        self.sync()
+
+    def sync(self) -> None:
+        """Copy the module's parameters and buffers into the target."""
         for kind in ("parameters", "buffers"):
             for target, source in zip(*self.pairs(kind), strict=True):
                 target.data.copy_(source.data)
+
+
+class Ensemble(Network):
+    """Several critics: what they write is stacked along a first dimension; frozen, only the first one runs."""
+
+    def online(self, entries: Entries, shape: torch.Size) -> Entries:
+        """Run every critic, each on entries of its own."""
+        return self._stacked(run_detached(critic, self._held_out, dict(entries), shape) for critic in self.module)
+
+    def frozen(self, entries: Entries, shape: torch.Size) -> Entries:
+        """Run the first critic with gradient to its inputs and none to its parameters."""
+        return run_detached(self.module[0], self._live(), entries, shape)
+
+    def without_grad(self, entries: Entries, shape: torch.Size) -> Entries:
+        """Run every target critic without gradient."""
+        self._follow_modes()
+        with torch.no_grad():
+            return self._stacked(run(critic, dict(entries), shape) for critic in self.target)
+
+    def _stacked(self, outputs: Iterable[Entries]) -> Entries:
+        outputs = list(outputs)
+        written = {key: [output[key] for output in outputs] for key in self.module[0].out_keys}
+        return {key: torch.stack(values) for key, values in written.items() if isinstance(values[0], Tensor)}
+
+    def reset(self) -> None:
+        """Draw new parameters for every critic; targets become copies of them."""
+        for critic in self.module:
+            critic.reset_parameters_recursive()
+        self.sync()
+
+
+def ensemble(owner: str, critic: TensorDictModuleBase, count: int, kept: Iterable[nn.Parameter]) -> nn.ModuleList:
+    """The critic itself and copies of it that their layers' own ``reset_parameters`` initialise anew.
+
+    Args:
+        owner: the loss's name, for messages.
+        critic: the first critic, which keeps its parameters.
+        count: how many critics in all.
+        kept: parameters that the critic shares with the actor; the copies share them too.
+
+    Raises:
+        ValueError: if a copy has a layer that cannot be initialised anew, so that it would equal the first.
+    """
+    critics = [critic]
+    shared = {id(parameter): parameter for parameter in kept}
+    before = {key: parameter.detach().clone() for key, parameter in shared.items()}
+    for _ in range(count - 1):
+        other = copy.deepcopy(critic, dict(shared))
+        other.reset_parameters_recursive()
+        for key, parameter in shared.items():
+            parameter.data.copy_(before[key])
+        own = [(p, q) for p, q in zip(critic.parameters(), other.parameters(), strict=True) if p is not q]
+        if own and all(torch.equal(p, q) for p, q in own):
+            raise checks.equal_critics(owner, count)
+        critics.append(other)
+    return nn.ModuleList(critics)
 
 
 def convert(params: TensorDictParams, fn: Callable[[Tensor], Tensor]) -> TensorDictParams:

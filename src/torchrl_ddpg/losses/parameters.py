@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from torchrl_ddpg import checks
-from torchrl_ddpg.losses.networks import Network, convert, live_params, target_params
+from torchrl_ddpg.losses.networks import (
+    Ensemble,
+    Network,
+    convert,
+    ensemble,
+    live_params,
+    named_leaves,
+    target_params,
+)
 
 
 class NetworkOwner(LossModule):
@@ -23,27 +32,51 @@ class NetworkOwner(LossModule):
     def __init__(
         self,
         actor_network: TensorDictModuleBase,
-        critic_network: TensorDictModuleBase,
+        critic_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         *,
         delayed: Mapping[str, bool],
         separate_losses: bool,
+        num_critics: tuple[str, int] | None = None,
     ) -> None:
         super().__init__()
         self._forward_pre_hooks.clear()  # LossModule's own warns about missing updaters at every forward
         owner = self._owner
-        self.__dict__["actor_network"] = checks.network(owner, "actor_network", actor_network)
-        self.__dict__[self.critic_name] = checks.network(owner, self.critic_name, critic_network)
         self.separate_losses = checks.boolean(owner, "separate_losses", separate_losses)
+        self.__dict__["actor_network"] = checks.network(owner, "actor_network", actor_network)
+        critics = self._critics(critic_network, num_critics)
+        self.__dict__[self.critic_name] = critics[0] if isinstance(critics, nn.ModuleList) else critics
+        self.__dict__["_owned"] = {"actor_network": actor_network, self.critic_name: critics}
         self._targets_loaded = False
         self._check_networks()
         for name, delay in delayed.items():
-            params = live_params(self.__dict__[name], self._held_out(name))
+            params = live_params(self._owned[name], self._held_out(name))
             setattr(self, f"{name}_params", params)
             if checks.boolean(owner, f"the delay of {name}", delay):
                 setattr(self, f"target_{name}_params", target_params(params))
             self._has_update_associated[name] = not delay
         self._build_networks()
         self._initial_targets = self._target_sums()
+
+    def _critics(
+        self,
+        critic_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
+        num_critics: tuple[str, int] | None,
+    ) -> nn.Module:
+        if num_critics is None:
+            return checks.network(self._owner, self.critic_name, critic_network)
+        option, count = num_critics
+        checks.positive_int(self._owner, option, count)
+        if not isinstance(critic_network, (list, tuple, nn.ModuleList)):
+            critic = checks.network(self._owner, self.critic_name, critic_network)
+            return ensemble(self._owner, critic, count, self.actor_network.parameters())
+        if len(critic_network) != count:
+            raise ValueError(
+                f"{self._owner}: {self.critic_name} is a list of {len(critic_network)}, {option} is {count}; "
+                f"accepted: the same number."
+            )
+        for index, critic in enumerate(critic_network):
+            checks.network(self._owner, f"{self.critic_name}[{index}]", critic)
+        return nn.ModuleList(critic_network)
 
     @property
     def _owner(self) -> str:
@@ -73,13 +106,13 @@ class NetworkOwner(LossModule):
 
     def _build_networks(self) -> None:
         self.__dict__["_nets"] = {
-            name: Network(
-                self.__dict__[name],
+            name: (Ensemble if isinstance(module, nn.ModuleList) else Network)(
+                module,
                 self._modules[f"{name}_params"],
                 self._modules.get(f"target_{name}_params"),
                 self._held_out(name),
             )
-            for name in ("actor_network", self.critic_name)
+            for name, module in self._owned.items()
         }
         parameter = next(self.__dict__[self.critic_name].parameters(), torch.empty(0))
         self._mixes_samples = any(
@@ -106,8 +139,8 @@ class NetworkOwner(LossModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name in ("actor_network", self.critic_name):
-            setattr(self, f"{name}_params", live_params(self.__dict__[name], self._held_out(name)))
+        for name, module in self._owned.items():
+            setattr(self, f"{name}_params", live_params(module, self._held_out(name)))
         self._build_networks()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> NetworkOwner:
@@ -126,9 +159,9 @@ class NetworkOwner(LossModule):
         return self
 
     def _cross_meta(self, fn: Callable) -> None:
-        for name in ("actor_network", self.critic_name):
-            self.__dict__[name]._apply(fn)
-            setattr(self, f"{name}_params", live_params(self.__dict__[name], self._held_out(name)))
+        for name, module in self._owned.items():
+            module._apply(fn)
+            setattr(self, f"{name}_params", live_params(module, self._held_out(name)))
             targets = self._modules.get(f"target_{name}_params")
             if targets is not None:
                 setattr(self, f"target_{name}_params", convert(targets, fn))
@@ -145,11 +178,35 @@ class NetworkOwner(LossModule):
         for net in self._nets.values():
             net.reset()
 
+    def get_stateful_net(self, network_name: str, copy: bool | None = None) -> nn.Module:
+        """A network with the loss's live parameters in it; several critics come as an ``nn.ModuleList``.
+
+        Args:
+            network_name: ``"actor_network"`` or the critic's name.
+            copy: whether the module is a copy (default) or the user's own; the parameters are the live ones in both.
+
+        Raises:
+            ValueError: if the loss has no such network.
+        """
+        checks.choice(self._owner, "network_name", network_name, self._owned)
+        module = self._owned[network_name]
+        if copy is False:
+            return module
+        return deepcopy(module, {id(leaf): leaf for _, leaf in named_leaves(module)})
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for key in list(state_dict):
-            if key.startswith(f"{prefix}_value_estimator."):  # TorchRL saves gamma; here gamma is configuration
+            name = key.removeprefix(prefix)
+            # TorchRL saves gamma and bounds, which are configuration here, and stacks the parameters of its critics.
+            if name.startswith("_value_estimator.") or name in ("min_action", "max_action"):
                 del state_dict[key]
-            self._targets_loaded |= key.startswith(f"{prefix}target_")
+                continue
+            self._targets_loaded |= name.startswith("target_")
+            network, _, leaf = name.partition(".")
+            stacked = network.removeprefix("target_") == f"{self.critic_name}_params" and not leaf[:1].isdigit()
+            if stacked and isinstance(self._owned[self.critic_name], nn.ModuleList):
+                for index, value in enumerate(state_dict.pop(key).unbind(0)):
+                    state_dict[f"{prefix}{network}.{index}.{leaf}"] = value
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _target_sums(self) -> list[float]:
