@@ -4,8 +4,21 @@ from importlib.metadata import version
 
 from torchrl_ddpg import functional
 from torchrl_ddpg.checks import BatchError, MissingKeyError
+from torchrl_ddpg.losses.d4pg import D4PGLoss
 from torchrl_ddpg.losses.ddpg import DDPGLoss
+from torchrl_ddpg.losses.td3 import TD3Loss
+from torchrl_ddpg.losses.td3_bc import TD3BCLoss
 from torchrl_ddpg.target_updaters import HardUpdate, SoftUpdate
 
 __version__ = version("torchrl-ddpg")
-__all__ = ["BatchError", "DDPGLoss", "HardUpdate", "MissingKeyError", "SoftUpdate", "functional"]
+__all__ = [
+    "BatchError",
+    "D4PGLoss",
+    "DDPGLoss",
+    "HardUpdate",
+    "MissingKeyError",
+    "SoftUpdate",
+    "TD3BCLoss",
+    "TD3Loss",
+    "functional",
+]

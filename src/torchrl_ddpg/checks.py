@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -258,4 +259,55 @@ def equal_critics(owner: str, count: int) -> ValueError:
     return ValueError(
         f"{owner}: the critic has no layer with a reset_parameters method, so its {count} copies would all be equal; "
         f"accepted: a list of {count} critics, each with its own initialisation."
+    )
+
+
+def one_of_bounds(owner: str, action_spec: Any, bounds: Any) -> None:
+    """Raise unless the action's range is given once."""
+    if action_spec is None and bounds is None:
+        raise ValueError(f"{owner}: neither action_spec nor bounds is given; accepted: one of them.")
+
+
+def finite(owner: str, name: str, value: Any, *, at_least: float | None = None, above: float | None = None) -> Any:
+    """Return ``value`` if it is a finite number, no less than ``at_least`` and greater than ``above``, or raise."""
+    limit = "a finite number" if at_least is None else f"a number of at least {at_least:g}"
+    limit = limit if above is None else f"a number above {above:g}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{owner}: {name} is {value!r}; accepted: {limit}.")
+    too_low = (at_least is not None and value < at_least) or (above is not None and value <= above)
+    if not math.isfinite(value) or too_low:
+        raise ValueError(f"{owner}: {name} is {value!r}; accepted: {limit}.")
+    return value
+
+
+def no_priority_key(owner: str, priority_key: Any) -> None:
+    """Raise a ``TypeError`` if the priority's name came to the constructor, where older TorchRL releases took it."""
+    if priority_key is not None:
+        raise TypeError(f"{owner}: the priority's name is set with loss.set_keys(priority={priority_key!r}).")
+
+
+def same_action(owner: str, key: NestedKey, taken: Tensor, action: Tensor) -> None:
+    """Raise unless the batch's action has the shape of the actor's."""
+    if taken.shape != action.shape:
+        raise BatchError(
+            f"{owner}: {key!r} has shape {list(taken.shape)} in the batch, the actor writes {list(action.shape)}; "
+            f"accepted: one shape."
+        )
+
+
+def support(owner: str, v_min: Any, v_max: Any, num_atoms: Any) -> None:
+    """Raise unless two finite returns in order and at least two atoms make a support."""
+    finite(owner, "v_min", v_min)
+    finite(owner, "v_max", v_max)
+    if v_min >= v_max:
+        raise ValueError(f"{owner}: v_min is {v_min!r}, v_max is {v_max!r}; accepted: v_min below v_max.")
+    if positive_int(owner, "num_atoms", num_atoms) < 2:
+        raise ValueError(f"{owner}: num_atoms is {num_atoms!r}; accepted: an integer of at least 2.")
+
+
+def not_atoms(owner: str, key: NestedKey, logits: Tensor, num_atoms: int, reward: Tensor) -> BatchError:
+    """Word the error for a critic whose logits do not fit the atoms or the reward."""
+    return BatchError(
+        f"{owner}: the critic's {key!r} has shape {list(logits.shape)}, the reward {list(reward.shape)}; accepted: "
+        f"logits [*B, num_atoms] with num_atoms={num_atoms}, and a reward [*B, 1]."
     )

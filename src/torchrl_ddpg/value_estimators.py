@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -23,24 +24,42 @@ ESTIMATORS: dict[ValueEstimators, type[ValueEstimatorBase]] = {
 }
 
 
-def resolve(owner: str, value_type: Any) -> ValueEstimators:
-    """The enum member that a name such as ``"td0"``, ``"TD(1)"`` or ``"td_lambda"`` stands for.
+NAMES = {ValueEstimators.TD0: "td0", ValueEstimators.TD1: "td1", ValueEstimators.TDLambda: "td_lambda"}
+
+
+def resolve(owner: str, value_type: Any, supported: Sequence[ValueEstimators]) -> Any:
+    """The enum member that a name such as ``"td0"``, ``"TD(1)"`` or ``"td_lambda"`` stands for, or the user's own.
 
     Raises:
-        ValueError: if the name or member is none of TD0, TD1, TDLambda.
+        ValueError: if the loss does not support it.
     """
+    own = isinstance(value_type, ValueEstimatorBase) or (
+        isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase)
+    )
+    takes_own = len(supported) == len(ESTIMATORS)
+    if own and takes_own:
+        return value_type
     if isinstance(value_type, str):
         plain = "".join(letter for letter in value_type.lower() if letter.isalnum())
         value_type = next((member for member in ESTIMATORS if member.name.lower() == plain), value_type)
-    if value_type not in ESTIMATORS:
+    if own or value_type not in supported:
+        names = ", ".join(repr(NAMES[member]) for member in supported)
+        members = ", ".join(member.name for member in supported)
+        more = ", or a ValueEstimatorBase class or instance" if takes_own else ""
         raise ValueError(
-            f"{owner}: the value estimator is {value_type!r}; accepted: 'td0', 'td1', 'td_lambda' (or the members "
-            f"TD0, TD1, TDLambda of torchrl.objectives.ValueEstimators), or a ValueEstimatorBase class or instance."
+            f"{owner}: the value estimator is {value_type!r}; accepted: {names} (or {members} of "
+            f"torchrl.objectives.ValueEstimators){more}."
         )
     return value_type
 
 
-def make(owner: str, value_type: Any, device: torch.device | None, hyperparams: dict[str, Any]) -> ValueEstimatorBase:
+def make(
+    owner: str,
+    value_type: Any,
+    device: torch.device | None,
+    hyperparams: dict[str, Any],
+    supported: Sequence[ValueEstimators],
+) -> ValueEstimatorBase:
     """Build the estimator. It needs no value network: the loss hands it the value of the next state.
 
     Args:
@@ -48,11 +67,13 @@ def make(owner: str, value_type: Any, device: torch.device | None, hyperparams: 
         value_type: an enum member, a name, a ``ValueEstimatorBase`` subclass or an instance.
         device: where gamma and lambda live.
         hyperparams: ``gamma``, ``lmbda`` (both in [0, 1]) and what else the estimator's class accepts.
+        supported: the built-in estimators that the loss can use; a loss that can use all takes the user's own too.
 
     Raises:
         ValueError: if gamma or lmbda is out of range, or the estimator is unknown.
         TypeError: if the estimator's class does not accept one of ``hyperparams``, or an instance comes with any.
     """
+    value_type = resolve(owner, value_type, supported)
     if isinstance(value_type, ValueEstimatorBase):
         if hyperparams:
             raise TypeError(
@@ -60,11 +81,10 @@ def make(owner: str, value_type: Any, device: torch.device | None, hyperparams: 
                 f"the instance alone, or its class with hyperparameters."
             )
         return value_type
-    if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
+    if isinstance(value_type, type):
         cls, defaults = value_type, {"value_network": None}
     else:
-        member = resolve(owner, value_type)
-        cls, defaults = ESTIMATORS[member], {**default_value_kwargs(member), "value_network": None}
+        cls, defaults = ESTIMATORS[value_type], {**default_value_kwargs(value_type), "value_network": None}
     for name in ("gamma", "lmbda"):
         if name in hyperparams:
             checks.unit_interval(owner, name, hyperparams[name])

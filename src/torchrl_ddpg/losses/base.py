@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
+from torchrl.data import TensorSpec
 from torchrl.envs.utils import set_exploration_type
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_ddpg import checks, functional, value_estimators
+from torchrl_ddpg.losses import bounds as action_bounds
 from torchrl_ddpg.losses.batch import Batch, hide, under_next
 from torchrl_ddpg.losses.configuration import ConfigurableLoss
 from torchrl_ddpg.losses.networks import Entries
@@ -43,25 +45,34 @@ class DeterministicPolicyLoss(ConfigurableLoss):
     def __init__(
         self,
         actor_network: TensorDictModuleBase,
-        critic_network: TensorDictModuleBase,
+        critic_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         *,
-        loss_function: str,
         delayed: Mapping[str, bool],
         separate_losses: bool,
         reduction: str | None,
         use_prioritized_weights: str | bool,
         priority: str,
         weigh_actor: bool,
+        action_spec: TensorSpec | None,
+        bounds: Sequence[float | Tensor] | None,
+        loss_function: str | None = None,
+        num_critics: tuple[str, int] | None = None,
     ) -> None:
-        super().__init__(actor_network, critic_network, delayed=delayed, separate_losses=separate_losses)
+        super().__init__(
+            actor_network, critic_network, delayed=delayed, separate_losses=separate_losses, num_critics=num_critics
+        )
         owner = self._owner
-        self.loss_function = checks.choice(owner, "loss_function", loss_function, functional.LOSS_FUNCTIONS)
+        if loss_function is not None:
+            self.loss_function = checks.choice(owner, "loss_function", loss_function, functional.LOSS_FUNCTIONS)
         self.reduction = checks.choice(owner, "reduction", reduction or "mean", functional.REDUCTIONS)
         self.use_prioritized_weights = checks.choice(
             owner, "use_prioritized_weights", use_prioritized_weights, ("auto", True, False)
         )
         self.priority = checks.choice(owner, "priority", priority, ("absolute", "squared"))
         self.weigh_actor = checks.boolean(owner, "weigh_actor", weigh_actor)
+        low, high = action_bounds.read(owner, self.action_keys[0], action_spec, bounds)
+        self.register_buffer("min_action", low, persistent=False)
+        self.register_buffer("max_action", high, persistent=False)
         self._warned_unordered = self._warned_updater = False
         self.make_value_estimator()
 
@@ -105,7 +116,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
     @in_loss_modes
     def compute_target(self, tensordict: TensorDictBase) -> Tensor:
         """The critic's targets, in the shape of the reward, float32 or wider, without gradient."""
-        return self._targets(self._read(tensordict, self._fetched_keys))
+        return self._targets(self._read(tensordict, self._fetched_keys))[0]
 
     def _read(self, tensordict: TensorDictBase, names: Iterable[NestedKey]) -> Batch:
         checks.is_tensordict(self._owner, tensordict)
@@ -164,58 +175,95 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             raise checks.no_value(self._owner, self.critic_name, key, written)
         return value.to(self._dtype)
 
-    def _target_action(self, entries: Entries, shape: torch.Size) -> Entries:
-        """Run the target actor; a leaf bounds or smooths what it says."""
-        return self._run("actor_network", "without_grad", entries, shape)
+    def _bounded(self, action: Tensor) -> Tensor:
+        """The target actor's action within its range; a leaf may smooth it first."""
+        return action if self.min_action is None else torch.clamp(action, self.min_action, self.max_action)
 
-    def _next_value(self, entries: Entries, shape: torch.Size) -> Tensor:
-        """Value of the next state under the target networks; a leaf with several critics combines them."""
-        return self._value("without_grad", self._target_action(entries, shape), shape)
+    def _combined(self, values: Tensor) -> Tensor:
+        """What the target critics say of the next state, as one value; a leaf with several chooses among them."""
+        return values
 
-    def _targets(self, batch: Batch) -> Tensor:
-        transition = batch.transition(self._dtype)
+    def _next_value(self, batch: Batch, terminated: Tensor) -> Tensor:
+        """What the target networks say of the next state, in the critic's last dimension."""
         goes_on = None
         if self._mixes_samples:  # what lies past a terminal state must not reach the others through batch statistics
-            goes_on = ~transition.terminated.reshape(*batch.shape, -1).all(-1)
+            goes_on = ~terminated.reshape(*batch.shape, -1).all(-1)
         entries = batch.following(self.actor_in_keys, self._observed_keys, goes_on)
-        next_value = self._next_value(entries, batch.shape)
+        entries = self._run("actor_network", "without_grad", entries, batch.shape)
+        entries[self.action_keys[0]] = self._bounded(entries[self.action_keys[0]])
+        return self._combined(self._value("without_grad", entries, batch.shape))
+
+    def _targets(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Targets and what there is to report of them."""
+        transition = batch.transition(self._dtype)
+        next_value = self._next_value(batch, transition.terminated)
         self._like_reward(next_value, transition.reward)
         # Selected, not multiplied: what lies past a terminal state may be NaN.
         next_value = hide(next_value.masked_fill(transition.terminated, 0.0), batch.counts)
-        return value_estimators.targets(
+        target = value_estimators.targets(
             self._value_estimator, batch.source, next_value=next_value, **transition._asdict()
         )
+        return target, self._report("next_state_value", batch, next_value)
 
-    def _critic_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        target = self._targets(batch)
-        prediction = self._value("online", batch.current(self.__dict__[self.critic_name].in_keys), batch.shape)
+    def _report(self, name: str, batch: Batch, values: Tensor) -> dict[str, Tensor]:
+        """The mean, and the maximum, over the samples that count, if the loss has such outputs."""
+        if name not in self.all_out_keys:
+            return {}
+        values = batch.samples(values)
+        metrics = functional.mean_and_max(name, values, batch.mask_like(values))
+        return {key: value for key, value in metrics.items() if key in self.all_out_keys}
+
+    def _compare(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Per-sample loss and signed error of one critic, ``[*B]`` each."""
         self._like_reward(prediction, target)
         prediction, target = batch.samples(prediction), batch.samples(target)
-        mask = batch.mask_like(prediction)
-        loss = functional.value_loss(prediction, target, self.loss_function)
-        loss = self._reduce_term(self.critic_loss_key, loss, batch, mask, weigh=True)
-        error = functional.td_error(prediction, target)
-        batch.write_priority(error.abs() if self.priority == "absolute" else error.square())
+        return functional.value_loss(prediction, target, self.loss_function), functional.td_error(prediction, target)
+
+    def _expected(self, values: Tensor) -> Tensor:
+        """The value that a critic's last dimension stands for, ``[*B, 1]``."""
+        return values
+
+    def _critic_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        target, metrics = self._targets(batch)
+        inputs = batch.current(self.__dict__[self.critic_name].in_keys)
+        values = self._value("online", inputs, batch.shape)
+        predictions = values.unbind(0) if self._has_ensemble else (values,)
+        losses, errors = zip(*(self._compare(prediction, target, batch) for prediction in predictions), strict=True)
+        loss, error = losses[0], errors[0].abs()
+        for more_loss, more_error in zip(losses[1:], errors[1:], strict=True):
+            loss, error = loss + more_loss, torch.maximum(error, more_error.abs())
+        loss = self._reduce_term(self.critic_loss_key, loss, batch, weigh=True)
+        batch.write_priority(error if self.priority == "absolute" else error.square())
+        value = self._expected(values.detach())
         return loss, {
-            **functional.mean_and_max("pred_value", prediction, mask),
-            **functional.mean_and_max("target_value", target, mask),
+            **self._report("pred_value", batch, value.mean(0) if self._has_ensemble else value),
+            **self._report("target_value", batch, self._expected_target(target)),
+            **metrics,
         }
 
-    def _actor_value(self, entries: Entries, shape: torch.Size) -> Tensor:
-        """The critic's value of the actor's action, without gradient to the critic's parameters."""
-        return self._value("frozen", self._run("actor_network", "online", entries, shape), shape)
+    def _expected_target(self, target: Tensor) -> Tensor:
+        """The value that a target stands for, ``[*B, 1]``."""
+        return target
+
+    def _actor_loss(self, value: Tensor, action: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Per-sample loss of the actor, ``[*B]``, from the critic's value of its action, ``[*B, 1]``."""
+        return -batch.samples(value), {}
 
     def _actor_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = -batch.samples(self._actor_value(batch.current(self._observed_keys), batch.shape))
-        return self._reduce_term("loss_actor", loss, batch, batch.mask_like(loss), weigh=self.weigh_actor), {}
+        entries = self._run("actor_network", "online", batch.current(self._observed_keys), batch.shape)
+        action = entries[self.action_keys[0]]
+        value = self._expected(self._value("frozen", entries, batch.shape))
+        loss, metrics = self._actor_loss(value, action, batch)
+        metrics |= self._report("state_action_value_actor", batch, value.detach())
+        return self._reduce_term("loss_actor", loss, batch, weigh=self.weigh_actor), metrics
 
     def _like_reward(self, value: Tensor, reward: Tensor) -> None:
         if value.shape != reward.shape:
             key, reward_key = self.tensor_keys.state_action_value, under_next(self.tensor_keys.reward)
             raise checks.unequal_shapes(self._owner, "the value", key, value, reward_key, reward)
 
-    def _reduce_term(self, term: str, loss: Tensor, batch: Batch, mask: Tensor | None, *, weigh: bool) -> Tensor:
-        weight = None
+    def _reduce_term(self, term: str, loss: Tensor, batch: Batch, *, weigh: bool) -> Tensor:
+        weight, mask = None, batch.mask_like(loss)
         if weigh and self.use_prioritized_weights is not False:
             weight = batch.weight_like(loss, required=self.use_prioritized_weights is True)
         loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)

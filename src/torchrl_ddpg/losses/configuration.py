@@ -50,7 +50,10 @@ class ConfigurableLoss(NetworkOwner):
         for name, value in kwargs.items():
             checks.choice(self._owner, "a key given to set_keys", name, accepted)
             value = getattr(self.default_keys(), name) if value is None else value
-            setattr(self.tensor_keys, name, checks.nested_key(self._owner, f"set_keys({name}=...)", value))
+            value = checks.nested_key(self._owner, f"set_keys({name}=...)", value)
+            if name == "action":  # TorchRL has this key; here the networks say which entry the action is
+                checks.choice(self._owner, "set_keys(action=...)", value, self.action_keys)
+            setattr(self.tensor_keys, name, value)
         self._wire()
 
     def _wire(self) -> None:
@@ -65,10 +68,15 @@ class ConfigurableLoss(NetworkOwner):
         optional = [keys.priority_weight, keys.steps_to_next_obs, "gamma"]
         self.call_keys = self.in_keys + [key for key in optional if key not in needed]
         self._fetched_keys = (*self.call_keys, under_next(keys.steps_to_next_obs), ("next", "gamma"))
-        self._actor_fetched_keys = (*self._observed_keys, keys.priority_weight)
+        self._actor_fetched_keys = (*self._actor_keys, keys.priority_weight)
         if self._value_estimator is not None:
             names = {field.name: getattr(keys, field.name) for field in fields(keys)}
             value_estimators.set_keys(self._value_estimator, value=keys.state_action_value, **names)
+
+    @property
+    def _actor_keys(self) -> list[NestedKey]:
+        """What the actor's term reads."""
+        return self._observed_keys
 
     @property
     def out_keys(self) -> list[str]:
@@ -117,7 +125,8 @@ class ConfigurableLoss(NetworkOwner):
         """
         value_type = self.default_value_estimator if value_type is None else value_type
         self._on_unordered = checks.choice(self._owner, "on_unordered", on_unordered, ("warn", "raise"))
-        estimator = value_estimators.make(self._owner, value_type, self._default_device, hyperparams)
+        supported = self.SUPPORTED_VALUE_ESTIMATORS
+        estimator = value_estimators.make(self._owner, value_type, self._default_device, hyperparams, supported)
         self.__dict__["_value_estimator"] = estimator  # not a submodule: gamma is no part of the state_dict
         self.value_type = value_estimators.kind(estimator)
         self._wire()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import TensorSpec
 from torchrl.modules import ActorCriticWrapper
 
 from torchrl_ddpg import checks
-from torchrl_ddpg.losses import bounds as action_bounds
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
-from torchrl_ddpg.losses.networks import Entries
 
 
 class DDPGLoss(DeterministicPolicyLoss):
@@ -115,20 +112,12 @@ class DDPGLoss(DeterministicPolicyLoss):
             use_prioritized_weights=use_prioritized_weights,
             priority=priority,
             weigh_actor=weigh_actor,
+            action_spec=action_spec,
+            bounds=bounds,
         )
         self.delay_actor, self.delay_value = delay_actor, delay_value
-        low, high = action_bounds.read(self._owner, self.action_keys[0], action_spec, bounds)
-        self.register_buffer("min_action", low, persistent=False)
-        self.register_buffer("max_action", high, persistent=False)
 
     @property
     def actor_critic(self) -> ActorCriticWrapper:
         """Actor and critic in one module, as TorchRL's loss has it."""
         return ActorCriticWrapper(self.actor_network, self.value_network)
-
-    def _target_action(self, entries: Entries, shape: torch.Size) -> Entries:
-        entries = super()._target_action(entries, shape)
-        if self.min_action is not None:
-            key = self.action_keys[0]
-            entries[key] = torch.clamp(entries[key], self.min_action, self.max_action)
-        return entries

@@ -114,6 +114,7 @@ class NetworkOwner(LossModule):
             )
             for name, module in self._owned.items()
         }
+        self._has_ensemble = isinstance(self._nets[self.critic_name], Ensemble)
         parameter = next(self.__dict__[self.critic_name].parameters(), torch.empty(0))
         self._mixes_samples = any(
             isinstance(module, nn.modules.batchnorm._BatchNorm)
