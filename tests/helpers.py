@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tensordict import TensorDict
@@ -9,7 +10,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_ddpg import DDPGLoss
+from torchrl_ddpg import D4PGLoss, DDPGLoss, TD3BCLoss, TD3Loss
 
 OBSERVATION, ACTION = 3, 2
 
@@ -17,10 +18,10 @@ OBSERVATION, ACTION = 3, 2
 class Critic(nn.Module):
     """Q(observation, action, *others)."""
 
-    def __init__(self, width=OBSERVATION + ACTION, encoder=None):
+    def __init__(self, width=OBSERVATION + ACTION, encoder=None, outputs=1):
         super().__init__()
         self.encoder = encoder or nn.Identity()
-        self.net = MLP(width, 1, num_cells=[16], activation_class=nn.Tanh)
+        self.net = MLP(width, outputs, num_cells=[16], activation_class=nn.Tanh)
 
     def forward(self, observation, action, *others):
         return self.net(torch.cat([self.encoder(observation), action, *others], -1))
@@ -35,6 +36,7 @@ def networks(
     encoder=None,
     encoder_width=4,
     goal=None,
+    outputs=1,
 ):
     """An actor and a critic; with ``encoder`` they share it, with ``goal`` the critic reads that entry too."""
     torch.manual_seed(seed)
@@ -45,7 +47,7 @@ def networks(
         nn.Sequential(encoder, body) if encoder is not None else body, in_keys=[observation], out_keys=[action]
     )
     in_keys = [observation, action] + ([goal] if goal else [])
-    critic = Critic(width + ACTION + (2 if goal else 0), encoder)
+    critic = Critic(width + ACTION + (2 if goal else 0), encoder, outputs)
     return actor, ValueOperator(critic, in_keys=in_keys, out_keys=[value])
 
 
@@ -75,7 +77,10 @@ def batch(*shape, seed=0, terminated=0.2, truncated=0.1, dtype=torch.float32, in
 
 def make(loss_class=DDPGLoss, seed=0, updater=True, networks_kwargs=None, **kwargs):
     """A loss that has an updater, so that it does not warn, and whose targets differ from its networks."""
-    loss = loss_class(*networks(seed, **(networks_kwargs or {})), **kwargs)
+    if loss_class in DEFAULTS:
+        kwargs = {**DEFAULTS[loss_class], **kwargs}
+    outputs = kwargs.get("num_atoms", 1)
+    loss = loss_class(*networks(seed, outputs=outputs, **(networks_kwargs or {})), **kwargs)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, buffer in loss.named_buffers():
         if name.startswith("target_") and buffer.is_floating_point():
@@ -101,4 +106,17 @@ class Case:
     estimators: tuple[str, ...] = ("td0", "td1", "td_lambda")
 
 
-LOSSES = {"ddpg": Case(make, "value_network", "loss_value")}
+# Without noise, so that the same batch gives the same numbers.
+DEFAULTS = {
+    TD3Loss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0},
+    TD3BCLoss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0},
+    D4PGLoss: {"v_min": -10.0, "v_max": 10.0, "num_atoms": 21},
+}
+
+LOSSES = {
+    "ddpg": Case(make, "value_network", "loss_value"),
+    "td3": Case(partial(make, TD3Loss), "qvalue_network", "loss_qvalue"),
+    "td3_bc": Case(partial(make, TD3BCLoss), "qvalue_network", "loss_qvalue"),
+    "d4pg": Case(partial(make, D4PGLoss), "value_network", "loss_value", ("td0",)),
+    "d4pg twin": Case(partial(make, D4PGLoss, num_value_nets=2), "value_network", "loss_value", ("td0",)),
+}

@@ -105,7 +105,7 @@ def test_what_is_no_tensordict(case, batch_like):
     loss = case.make()
     calls = [loss.loss_value, loss.loss_actor, loss.compute_target]
     for call in calls if isinstance(batch_like, torch.Tensor) else [*calls, loss]:
-        with pytest.raises(TypeError, match=r"DDPGLoss: the batch is of type .*accepted: a TensorDict"):
+        with pytest.raises(TypeError, match=r"Loss: the batch is of type .*accepted: a TensorDict"):
             call(batch_like)
 
 

@@ -36,7 +36,7 @@ def resolve(owner: str, value_type: Any, supported: Sequence[ValueEstimators]) -
     own = isinstance(value_type, ValueEstimatorBase) or (
         isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase)
     )
-    takes_own = len(supported) == len(ESTIMATORS)
+    takes_own, given = len(supported) == len(ESTIMATORS), value_type
     if own and takes_own:
         return value_type
     if isinstance(value_type, str):
@@ -47,7 +47,7 @@ def resolve(owner: str, value_type: Any, supported: Sequence[ValueEstimators]) -
         members = ", ".join(member.name for member in supported)
         more = ", or a ValueEstimatorBase class or instance" if takes_own else ""
         raise ValueError(
-            f"{owner}: the value estimator is {value_type!r}; accepted: {names} (or {members} of "
+            f"{owner}: the value estimator is {given!r}; accepted: {names} (or {members} of "
             f"torchrl.objectives.ValueEstimators){more}."
         )
     return value_type

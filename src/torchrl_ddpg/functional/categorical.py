@@ -34,7 +34,8 @@ def categorical_projection(target_support: Tensor, probabilities: Tensor, suppor
     """
     same_shape(target_support=target_support, probabilities=probabilities)
     spacing = (support[-1] - support[0]) / (len(support) - 1)
-    clipped = target_support.clamp(support[0], support[-1]).unsqueeze(-2)
+    finite = target_support - target_support  # 0, or NaN for an infinite return, which clipping would hide
+    clipped = (target_support.clamp(support[0], support[-1]) + finite).unsqueeze(-2)
     nearness = (1 - (clipped - support.unsqueeze(-1)).abs() / spacing).clamp(0, 1)
     return (nearness * probabilities.unsqueeze(-2)).sum(-1)
 

@@ -163,7 +163,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             raise
         except Exception as error:
             named = under_next if use == "without_grad" else (lambda key: key)
-            module = self._nets[name].module
+            module = self.__dict__[name]
             reads = {named(key): entries.get(key) for key in module.in_keys}
             raise checks.network_failed(self._owner, name, reads, next(module.parameters(), None)) from error
 

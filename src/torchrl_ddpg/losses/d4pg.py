@@ -119,6 +119,8 @@ class D4PGLoss(DeterministicPolicyLoss):
         self.register_buffer("support", torch.linspace(v_min, v_max, num_atoms), persistent=False)
 
     def _combined(self, values: Tensor) -> Tensor:
+        if values.shape[-1] != self.num_atoms:
+            raise checks.not_atoms(self._owner, self.tensor_keys.state_action_value, values[0], self.num_atoms)
         return functional.lower_mean_distribution(values.softmax(-1), self._atoms)
 
     @property
@@ -128,7 +130,8 @@ class D4PGLoss(DeterministicPolicyLoss):
     def _targets(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         reward, _, terminated, steps = batch.transition(self._dtype)
         probabilities = self._next_value(batch, terminated)
-        self._check_atoms(probabilities, reward)
+        if probabilities.shape[:-1] != reward.shape[:-1] or reward.shape[-1] != 1:
+            self._like_reward(self._expected_target(probabilities), reward)
         # Where the episode has ended all atoms fall on the reward; what the network said there may be NaN.
         probabilities = probabilities.masked_fill(terminated, 1 / self.num_atoms)
         discount = functional.discount(self.value_estimator.gamma, terminated, steps).to(self._dtype)
@@ -136,10 +139,6 @@ class D4PGLoss(DeterministicPolicyLoss):
         target = functional.categorical_projection(atoms, probabilities, self._atoms)
         outside = ((atoms < self.v_min) | (atoms > self.v_max)) * probabilities
         return target.detach(), self._report("target_outside_support", batch, outside.sum(-1, keepdim=True))
-
-    def _check_atoms(self, values: Tensor, reward: Tensor) -> None:
-        if values.shape != (*reward.shape[:-1], self.num_atoms) or reward.shape[-1] != 1:
-            raise checks.not_atoms(self._owner, self.tensor_keys.state_action_value, values, self.num_atoms, reward)
 
     def _compare(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         error = functional.td_error(self._expected(prediction.detach()), self._expected_target(target))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -240,7 +241,9 @@ def ensemble(owner: str, critic: TensorDictModuleBase, count: int, kept: Iterabl
     before = {key: parameter.detach().clone() for key, parameter in shared.items()}
     for _ in range(count - 1):
         other = copy.deepcopy(critic, dict(shared))
-        other.reset_parameters_recursive()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tensordict's, that nothing was reset: the error below says it better
+            other.reset_parameters_recursive()
         for key, parameter in shared.items():
             parameter.data.copy_(before[key])
         own = [(p, q) for p, q in zip(critic.parameters(), other.parameters(), strict=True) if p is not q]

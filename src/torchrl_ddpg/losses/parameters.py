@@ -166,6 +166,8 @@ class NetworkOwner(LossModule):
             targets = self._modules.get(f"target_{name}_params")
             if targets is not None:
                 setattr(self, f"target_{name}_params", convert(targets, fn))
+        for name, buffer in self.named_buffers(recurse=False):
+            setattr(self, name, fn(buffer))
 
     def train(self, mode: bool = True) -> NetworkOwner:
         """Set training mode on the loss and on the user's networks; targets follow at the next call."""

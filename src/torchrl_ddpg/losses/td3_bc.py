@@ -125,7 +125,9 @@ class TD3BCLoss(ClippedDoubleQLoss):
         value = batch.samples(value)
         checks.same_action(self._owner, self.action_keys[0], taken, action)
         mask = batch.mask_like(value)
-        loss, imitation, lmbda = functional.behaviour_cloning_loss(value, action, taken, self.alpha, mask)
+        loss, imitation, lmbda = functional.behaviour_cloning_loss(
+            value, action, taken.to(action.dtype), self.alpha, mask
+        )
         return loss, {"bc_loss": functional.reduce(imitation.detach(), mask=mask), "lmbd": lmbda}
 
     @property
