@@ -9,6 +9,7 @@ from torchrl_ddpg.losses.ddpg import DDPGLoss
 from torchrl_ddpg.losses.td3 import TD3Loss
 from torchrl_ddpg.losses.td3_bc import TD3BCLoss
 from torchrl_ddpg.target_updaters import HardUpdate, SoftUpdate
+from torchrl_ddpg.update_step import UpdateStep
 
 __version__ = version("torchrl-ddpg")
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "SoftUpdate",
     "TD3BCLoss",
     "TD3Loss",
+    "UpdateStep",
     "functional",
 ]

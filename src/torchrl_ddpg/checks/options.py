@@ -135,3 +135,9 @@ def replaced_parameter(owner: str, name: str, parameter: str) -> RuntimeError:
         f"{owner}: the parameter {parameter!r} of {name} was replaced after the loss was built; the loss and its "
         f"optimizer hold the old one. Load values in place (load_state_dict, copy_), or build a new loss."
     )
+
+
+def instance(owner: str, name: str, value: Any, cls: type) -> None:
+    """Raise a ``TypeError`` unless ``value`` is an instance of ``cls``."""
+    if not isinstance(value, cls):
+        raise TypeError(f"{owner}: {name} is of type {type(value).__name__}; accepted: an instance of {cls.__name__}.")

@@ -1,0 +1,146 @@
+"""One optimisation step of algorithm 1: critic, actor on its delay, target networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.optim import Optimizer
+from torchrl.objectives import TargetNetUpdater
+
+from torchrl_ddpg import checks
+from torchrl_ddpg.losses.base import DeterministicPolicyLoss
+
+
+class UpdateStep:
+    """Step the critic, then the actor against the new critic, then the targets.
+
+    Args:
+        loss: a loss of this library.
+        actor_optimizer: steps the actor's parameters.
+        critic_optimizer: steps the critic's parameters.
+        target_updater: moves the targets; built for ``loss``.
+        policy_delay: number of critic steps to one step of actor and targets, at least 1 (DDPG and D4PG: 1, TD3: 2).
+            What is skipped is not computed.
+        max_grad_norm: norm above which the gradient of a network is scaled down to it, above 0; None for never.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a number is out of range, the updater moves another loss, or an optimizer does not hold its
+            network's parameters.
+
+    References:
+        Lillicrap et al. 2016, arXiv:1509.02971, algorithm 1; Fujimoto et al. 2018, arXiv:1802.09477, for the delay.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl.modules import MLP, ValueOperator
+        >>> from torchrl_ddpg import SoftUpdate, TD3Loss, UpdateStep
+        >>> actor = TensorDictModule(MLP(3, 2, num_cells=[8]), in_keys=["observation"], out_keys=["action"])
+        >>> critic = ValueOperator(MLP(5, 1, num_cells=[8]), in_keys=["observation", "action"])
+        >>> loss = TD3Loss(actor, critic, bounds=(-1.0, 1.0))
+        >>> update = UpdateStep(
+        ...     loss,
+        ...     actor_optimizer=torch.optim.Adam(loss.actor_network_params.parameters(), lr=3e-4),
+        ...     critic_optimizer=torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=3e-4),
+        ...     target_updater=SoftUpdate(loss, tau=0.005),
+        ...     policy_delay=2,
+        ... )
+        >>> flag = torch.zeros(4, 1, dtype=torch.bool)
+        >>> later = {"observation": torch.randn(4, 3), "reward": torch.ones(4, 1), "done": flag, "terminated": flag}
+        >>> batch = TensorDict({"observation": torch.randn(4, 3), "action": torch.zeros(4, 2), "next": later}, [4])
+        >>> "loss_actor" in update(batch), "loss_actor" in update(batch)
+        (False, True)
+    """
+
+    def __init__(
+        self,
+        loss: DeterministicPolicyLoss,
+        *,
+        actor_optimizer: Optimizer,
+        critic_optimizer: Optimizer,
+        target_updater: TargetNetUpdater,
+        policy_delay: int = 1,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        owner = type(self).__name__
+        checks.instance(owner, "loss", loss, DeterministicPolicyLoss)
+        checks.instance(owner, "target_updater", target_updater, TargetNetUpdater)
+        if target_updater.loss_module is not loss:
+            raise ValueError(f"{owner}: target_updater moves another loss; accepted: an updater built for this one.")
+        self.loss, self.target_updater = loss, target_updater
+        self.actor_optimizer, self.critic_optimizer = actor_optimizer, critic_optimizer
+        self.policy_delay = checks.positive_int(owner, "policy_delay", policy_delay)
+        self.max_grad_norm = max_grad_norm
+        if max_grad_norm is not None:
+            checks.finite(owner, "max_grad_norm", max_grad_norm, above=0)
+        self.count = 0
+        for name, optimizer in (("actor_network", actor_optimizer), (loss.critic_name, critic_optimizer)):
+            role = "actor_optimizer" if name == "actor_network" else "critic_optimizer"
+            checks.instance(owner, role, optimizer, Optimizer)
+            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            wanted = [id(p) for p in getattr(loss, f"{name}_params").parameters() if p.requires_grad]
+            if wanted and not held.intersection(wanted):
+                raise ValueError(
+                    f"{owner}: {role} holds no parameter of {name}; accepted: one built from "
+                    f"loss.{name}_params.parameters()."
+                )
+
+    def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Do one step.
+
+        Args:
+            batch: transitions ``[*B]`` with the loss's ``in_keys``; the priority is written into it.
+
+        Returns:
+            The losses and metrics that were computed, and the gradient norms if they are clipped: detached tensors on
+            the networks' device. Without the actor's on the steps that its delay leaves out.
+
+        Raises:
+            ValueError: if the loss's ``reduction`` is ``"none"``, or the batch cannot be used.
+        """
+        if self.loss.reduction == "none":
+            raise ValueError(f"{type(self).__name__}: the loss's reduction is 'none'; accepted: 'mean' or 'sum'.")
+        self.count += 1
+        loss, metrics = self.loss.loss_value(batch)
+        norm = self._descend(loss, self.critic_optimizer, "grad_norm_critic")
+        metrics = {self.loss.critic_loss_key: loss.detach(), **metrics, **norm}
+        if self.count % self.policy_delay == 0:
+            loss, more = self.loss.loss_actor(batch)
+            norm = self._descend(loss, self.actor_optimizer, "grad_norm_actor")
+            metrics |= {"loss_actor": loss.detach(), **more, **norm}
+            self.target_updater.step()
+        return metrics
+
+    def _descend(self, loss: Tensor, optimizer: Optimizer, name: str) -> dict[str, Tensor]:
+        optimizer.zero_grad()
+        loss.backward()
+        norm = {}
+        if self.max_grad_norm is not None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            norm[name] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later run needs to go on: the loss with its targets, both optimizers, the updater, the count."""
+        return {
+            "loss": self.loss.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "target_updater": self.target_updater.state_dict(),
+            "count": self.count,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.loss.load_state_dict(state_dict["loss"])
+        self.actor_optimizer.load_state_dict(state_dict["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state_dict["critic_optimizer"])
+        self.target_updater.load_state_dict(state_dict["target_updater"])
+        self.count = state_dict["count"]
