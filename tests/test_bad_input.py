@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 
 from helpers import LOSSES, Case, batch, make, networks
-from torchrl_ddpg import BatchError, DDPGLoss, HardUpdate, SoftUpdate
+from torchrl_ddpg import BatchError, D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss
 
 GOLDEN = Path(__file__).parent / "error_messages.txt"
 OPTIONAL = ["priority_weight", ("collector", "mask"), "steps_to_next_obs", "gamma", "td_error"]
@@ -192,6 +192,17 @@ def situations():
     yield "gamma out of range", lambda: make().make_value_estimator("td0", gamma=99)
     yield "lambda out of range", lambda: make().make_value_estimator("td_lambda", lmbda=-1)
     yield "a hyperparameter that the estimator lacks", lambda: make().make_value_estimator("td0", lmbda=0.9)
+    yield "an estimator that a loss cannot use", lambda: make(D4PGLoss).make_value_estimator("td_lambda")
+    yield "a support the wrong way round", lambda: make(D4PGLoss, v_min=1.0, v_max=-1.0)
+    yield "a support of one atom", lambda: make(D4PGLoss, num_atoms=1)
+    yield "a critic with other atoms", lambda: _with_seven_atoms()(good_batch())
+    yield "no bounds where there must be", lambda: TD3Loss(*networks())
+    yield "a list of critics of another length", lambda: TD3Loss(actor, [critic] * 3, bounds=(-1, 1))
+    yield "noise below zero", lambda: make(TD3Loss, policy_noise=-0.1)
+    yield "an alpha of zero", lambda: make(TD3BCLoss, alpha=0)
+    yield "the priority's key in the constructor", lambda: make(TD3Loss, priority_key="p")
+    yield "an action that the actor does not write", lambda: make(TD3Loss).set_keys(action="torque")
+    yield "an action of another size to imitate", lambda: make(TD3BCLoss).loss_actor(with_("action", torch.zeros(8, 5)))
     yield "tau out of range", lambda: SoftUpdate(make(), tau=1.5)
     yield "neither tau nor eps", lambda: SoftUpdate(make())
     yield "tau and eps", lambda: SoftUpdate(make(), tau=0.1, eps=0.9)
@@ -216,6 +227,12 @@ def _diverged():
     loss = make()
     for parameter in loss.parameters():
         parameter.data.fill_(float("inf"))
+    return loss
+
+
+def _with_seven_atoms():
+    loss = D4PGLoss(*networks(outputs=7), v_min=-1.0, v_max=1.0, num_atoms=5)
+    SoftUpdate(loss, tau=0.1)
     return loss
 
 
@@ -245,7 +262,7 @@ def test_messages_read_as_the_golden_file():
 def test_no_message_is_another_librarys():
     for paragraph in GOLDEN.read_text().split("\n\n"):
         assert "NOTHING WAS RAISED" not in paragraph
-        assert any(name in paragraph for name in ("DDPGLoss: ", "SoftUpdate: ", "HardUpdate: ")), paragraph
+        assert any(name in paragraph for name in ("Loss: ", "SoftUpdate: ", "HardUpdate: ")), paragraph
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ from torchrl.objectives.value import TD0Estimator
 import torchrl_ddpg
 from helpers import ACTION, OBSERVATION, batch, gradients, networks
 
-OURS = SimpleNamespace(name="ours", **{n: getattr(torchrl_ddpg, n) for n in ("DDPGLoss", "SoftUpdate", "HardUpdate")})
-THEIRS = SimpleNamespace(
-    name="torchrl", **{n: getattr(torchrl.objectives, n) for n in ("DDPGLoss", "SoftUpdate", "HardUpdate")}
-)
+NAMES = ("DDPGLoss", "TD3Loss", "TD3BCLoss", "SoftUpdate", "HardUpdate")
+OURS = SimpleNamespace(name="ours", **{name: getattr(torchrl_ddpg, name) for name in NAMES})
+THEIRS = SimpleNamespace(name="torchrl", **{name: getattr(torchrl.objectives, name) for name in NAMES})
 both = pytest.mark.parametrize(
     "lib",
     [OURS, pytest.param(THEIRS, marks=pytest.mark.xfail(strict=True, reason="the trap"))],
@@ -699,3 +698,65 @@ def test_each_target_network_has_its_own_copy_of_a_shared_encoder(lib):
         changed.append(not torch.isclose(loss.loss_value(data)[1]["target_value"].mean(), before))
         encoder.data -= 1
     assert changed == [True, True]
+
+
+@both
+@pytest.mark.parametrize("name", ["TD3Loss", "TD3BCLoss"])
+def test_the_critic_that_is_passed_in_keeps_its_weights_and_trains(lib, name):
+    actor, critic = networks()
+    before = [p.clone() for p in critic.parameters()]
+    loss = getattr(lib, name)(actor, critic, bounds=(-1.0, 1.0))
+    torch.testing.assert_close(
+        [
+            p[0] if p.shape != b.shape else p
+            for p, b in zip(list(loss.qvalue_network_params.parameters())[: len(before)], before, strict=True)
+        ],
+        before,
+    )
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    loss(batch(8))["loss_qvalue"].backward()
+    optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(critic.parameters(), before, strict=True))
+
+
+@both
+def test_the_critics_term_alone_writes_the_priority(lib):
+    loss = lib.TD3Loss(*networks(), bounds=(-1.0, 1.0))
+    data = batch(8)
+    loss.value_loss(data)
+    assert data["td_error"].shape == (8,)
+
+
+@both
+def test_smoothing_noise_scales_with_the_actions_range(lib):
+    class FirstAction(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def reset_parameters(self):
+            nn.init.constant_(self.scale, 1.0 + 1e-3)
+
+        def forward(self, observation, action):
+            return self.scale * action[..., :1]
+
+    actor = TensorDictModule(nn.Linear(OBSERVATION, ACTION), in_keys=["observation"], out_keys=["action"])
+    for parameter in actor.parameters():
+        nn.init.zeros_(parameter)
+    critic = ValueOperator(FirstAction(), in_keys=["observation", "action"])
+    loss = lib.TD3Loss(actor, critic, bounds=(-10.0, 10.0), loss_function="l2")
+    data = batch(2000, terminated=0.0)
+    data["action"] = torch.zeros(2000, ACTION)
+    data["next", "reward"] = torch.zeros(2000, 1)
+    spread = (loss(data)["loss_qvalue"] / 2).sqrt() / 0.99
+    assert 1.5 < spread < 2.5  # 0.2 of half the range of 20
+
+
+@both
+def test_the_imitation_term_is_per_sample_without_reduction(lib):
+    loss = lib.TD3BCLoss(*networks(), bounds=(-1.0, 1.0), reduction="none")
+    data = batch(8)
+    first = loss(data.clone())["loss_actor"]
+    changed = data.clone()
+    changed["action"][7] += 1
+    torch.testing.assert_close(loss(changed)["loss_actor"][:7], first[:7])
