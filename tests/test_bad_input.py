@@ -188,6 +188,15 @@ def situations():
     yield "an unknown key", lambda: make().set_keys(rewards="r")
     yield "a key that is no name", lambda: make().set_keys(reward=3)
     yield "an unknown output", lambda: make().select_out_keys("loss_critic")
+    yield "an unknown keyword argument", lambda: make()(observation=torch.zeros(3), next_rewards=torch.zeros(1))
+    yield "bounds of another width", lambda: make(bounds=(torch.zeros(3), torch.ones(3)))(good_batch())
+    yield (
+        "a critic without parameters",
+        lambda: DDPGLoss(
+            actor, TensorDictModule(lambda o, a: o, in_keys=["observation", "action"], out_keys=["state_action_value"])
+        ),
+    )
+    yield "an eps of one", lambda: SoftUpdate(make(), eps=1.0)
     yield "an unknown estimator", lambda: make().make_value_estimator("gae")
     yield "gamma out of range", lambda: make().make_value_estimator("td0", gamma=99)
     yield "lambda out of range", lambda: make().make_value_estimator("td_lambda", lmbda=-1)

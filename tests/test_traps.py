@@ -760,3 +760,34 @@ def test_the_imitation_term_is_per_sample_without_reduction(lib):
     changed = data.clone()
     changed["action"][7] += 1
     torch.testing.assert_close(loss(changed)["loss_actor"][:7], first[:7])
+
+
+def test_hooks_on_a_wrapper_are_run():
+    actor, critic = networks()
+    sequence = TensorDictSequential(actor)
+    calls = []
+    sequence.register_forward_pre_hook(lambda *_: calls.append("sequence"))
+    critic.register_forward_hook(lambda *_: calls.append("critic"))
+    losses(OURS, sequence, critic).loss_actor(batch(8))
+    assert calls == ["sequence", "critic"]
+
+
+def test_warnings_point_at_the_users_line():
+    loss = losses(OURS).make_value_estimator("td_lambda")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss(batch(4, 4, in_order=False))
+        loss.loss_value(batch(4, 4))
+        OURS.SoftUpdate(loss, tau=0.1)
+        OURS.SoftUpdate(loss, eps=0.1)
+    assert len(caught) == 4
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_a_new_estimator_checks_the_order_anew():
+    loss = losses(OURS).make_value_estimator("td_lambda")
+    with pytest.warns(UserWarning, match="chains the steps"):
+        loss(batch(4, 4, in_order=False))
+    loss.make_value_estimator("td_lambda", on_unordered="raise")
+    with pytest.raises(torchrl_ddpg.BatchError, match="chains the steps"):
+        loss(batch(4, 4, in_order=False))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 from torchrl.objectives import TargetNetUpdater
 
 from torchrl_ddpg import checks, functional
@@ -26,10 +24,9 @@ class _Updater(TargetNetUpdater):
                 f"delay_actor=True or delay_value=True, or use no updater."
             )
         if loss_module.has_updater:
-            warnings.warn(
+            checks.warn(
                 f"{owner}: the {type(loss_module).__name__} already has a target updater; with two, its targets move "
-                f"twice an update. Call step() of one of them only.",
-                stacklevel=4,
+                f"twice an update. Call step() of one of them only."
             )
         super().__init__(loss_module)
 
@@ -72,12 +69,13 @@ class SoftUpdate(_Updater):
             given = "neither tau nor eps is" if eps is None else "tau and eps are both"
             raise TypeError(f"{owner}: {given} given; accepted: one of them, such as tau=0.005.")
         if eps is not None:
-            checks.unit_interval(owner, "1 - eps", 1 - checks.unit_interval(owner, "eps", eps), open_left=True)
+            checks.unit_interval(owner, "eps", eps)
+            if eps == 1:
+                raise ValueError(f"{owner}: eps is {eps!r}, so targets never move; accepted: a number in [0, 1).")
             if eps < 0.5:
-                warnings.warn(
+                checks.warn(
                     f"{owner}: eps is {eps!r}, which moves the targets by {1 - eps:g} of the way at each step; "
-                    f"tau={eps!r} moves them slowly.",
-                    stacklevel=2,
+                    f"tau={eps!r} moves them slowly."
                 )
         else:
             checks.unit_interval(owner, "tau", tau, open_left=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -227,4 +226,4 @@ def unordered(owner: str, estimator: ValueEstimatorBase, key: Any, *, error: boo
     )
     if error:
         raise checks.BatchError(message)
-    warnings.warn(message, category=UserWarning, stacklevel=4)
+    checks.warn(message)

@@ -3,7 +3,9 @@
 from torchrl_ddpg.checks.batches import (
     BatchError,
     MissingKeyError,
+    bounds_fit,
     describe,
+    entry_names,
     flag,
     is_tensordict,
     like_reward,
@@ -37,14 +39,17 @@ from torchrl_ddpg.checks.options import (
     replaced_parameter,
     support,
     unit_interval,
+    warn,
 )
 
 __all__ = [
     "BatchError",
     "MissingKeyError",
     "boolean",
+    "bounds_fit",
     "choice",
     "describe",
+    "entry_names",
     "equal_critics",
     "finite",
     "flag",
@@ -73,5 +78,6 @@ __all__ = [
     "support",
     "unequal_shapes",
     "unit_interval",
+    "warn",
     "wrong_device",
 ]

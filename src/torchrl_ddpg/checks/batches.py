@@ -42,9 +42,8 @@ def missing_key(owner: str, batch: TensorDictBase, key: NestedKey, role: str) ->
     """Word the error for an entry that is not in the batch, with the close names that are."""
     present = [k if isinstance(k, tuple) else (k,) for k in batch.keys(True, True)]
     wanted = key if isinstance(key, tuple) else (key,)
-    spelled = {".".join(k): unravel_key(k) for k in present}
-    close = [spelled[name] for name in difflib.get_close_matches(".".join(wanted), spelled, n=3, cutoff=0.6)]
-    close += [unravel_key(k) for k in present if k[-1] == wanted[-1] and unravel_key(k) not in close]
+    near = difflib.get_close_matches(wanted[-1], {k[-1] for k in present}, n=3, cutoff=0.6)
+    close = [unravel_key(k) for name in near for k in sorted(present, key=str) if k[-1] == name]
     hint = (
         f"Close names in the batch: {', '.join(map(repr, close))}."
         if close
@@ -183,3 +182,21 @@ def not_atoms(owner: str, key: NestedKey, logits: Tensor, num_atoms: int) -> Bat
         f"{owner}: the critic's {key!r} has shape {list(logits.shape)}; accepted: logits [*B, num_atoms], with "
         f"num_atoms={num_atoms}."
     )
+
+
+def entry_names(owner: str, given: Iterable[str], keys: Iterable[NestedKey]) -> None:
+    """Raise a ``TypeError`` unless every keyword argument is an entry's name, joined with underscores."""
+    accepted = ["_".join(key if isinstance(key, tuple) else (key,)) for key in keys]
+    unknown = [name for name in given if name not in accepted]
+    if unknown:
+        raise TypeError(f"{owner}: no entry is called {', '.join(unknown)}; accepted: {', '.join(accepted)}.")
+
+
+def bounds_fit(owner: str, key: NestedKey, action: Tensor, low: Tensor, high: Tensor) -> None:
+    """Raise unless the bounds broadcast to the actor's action."""
+    for bound in (low, high):
+        if bound.ndim and (bound.ndim > action.ndim or bound.shape[-1] not in (1, action.shape[-1])):
+            raise BatchError(
+                f"{owner}: the bounds have shape {list(bound.shape)}, the actor writes {key!r} {list(action.shape)}; "
+                f"accepted: one number, or one for each dimension of the action."
+            )

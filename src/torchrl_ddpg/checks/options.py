@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -80,6 +82,8 @@ def network(owner: str, name: str, module: Any) -> nn.Module:
             f"{owner}: {name} has lazy layers that have not seen data yet, so its target network cannot be made. "
             f"Run it once on a batch before building the loss: {name}(batch)."
         )
+    if next(module.parameters(), None) is None:
+        raise ValueError(f"{owner}: {name} has no parameters; accepted: a network that can be trained.")
     return module
 
 
@@ -116,7 +120,7 @@ def support(owner: str, v_min: Any, v_max: Any, num_atoms: Any) -> None:
 def equal_critics(owner: str, count: int) -> ValueError:
     """Word the error for an ensemble whose copies cannot be told apart."""
     return ValueError(
-        f"{owner}: the critic has no layer with a reset_parameters method, so its {count} copies would all be equal; "
+        f"{owner}: no layer of the critic draws new parameters in reset_parameters, so {count} copies would be equal; "
         f"accepted: a list of {count} critics, each with its own initialisation."
     )
 
@@ -141,3 +145,12 @@ def instance(owner: str, name: str, value: Any, cls: type) -> None:
     """Raise a ``TypeError`` unless ``value`` is an instance of ``cls``."""
     if not isinstance(value, cls):
         raise TypeError(f"{owner}: {name} is of type {type(value).__name__}; accepted: an instance of {cls.__name__}.")
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's code that led here, past this library and those that it stands on."""
+    ours = ("torchrl_ddpg", "torchrl", "tensordict", "torch", "contextlib")
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ours:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category=UserWarning, stacklevel=level - 1)

@@ -18,7 +18,7 @@ def polyak_update_(targets: Sequence[Tensor], sources: Sequence[Tensor], tau: fl
         tau: weight of the online parameters, in (0, 1]; 1 copies.
 
     Raises:
-        ValueError: if ``tau`` is not in (0, 1].
+        ValueError: if ``tau`` is not in (0, 1], or there are not as many targets as sources.
 
     References:
         Lillicrap et al. 2016, arXiv:1509.02971, algorithm 1, last step; Polyak & Juditsky 1992.
@@ -31,6 +31,8 @@ def polyak_update_(targets: Sequence[Tensor], sources: Sequence[Tensor], tau: fl
     """
     if not 0.0 < tau <= 1.0:
         raise ValueError(f"tau is {tau!r}; accepted: a number in (0, 1].")
+    if len(targets) != len(sources):
+        raise ValueError(f"there are {len(targets)} targets and {len(sources)} sources; accepted: as many.")
     if targets:
         torch._foreach_lerp_(list(targets), list(sources), tau)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -71,9 +70,9 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         self.priority = checks.choice(owner, "priority", priority, ("absolute", "squared"))
         self.weigh_actor = checks.boolean(owner, "weigh_actor", weigh_actor)
         low, high = action_bounds.read(owner, self.action_keys[0], action_spec, bounds)
-        self.register_buffer("min_action", low, persistent=False)
-        self.register_buffer("max_action", high, persistent=False)
-        self._warned_unordered = self._warned_updater = False
+        self._register_constant("min_action", low)
+        self._register_constant("max_action", high)
+        self._warned_updater = False
         self.make_value_estimator()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -84,15 +83,19 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             **kwargs: or the entries by name, joined with an underscore, as in ``next_reward=...``.
 
         Returns:
-            A TensorDict without batch dimensions that holds ``out_keys``: the losses (scalars with gradient, or
-            ``[*B]`` under ``reduction="none"``) and the metrics (scalars without). A tuple in
-            the order of ``out_keys`` if the entries came by name.
+            A TensorDict without batch dimensions that holds ``out_keys``, the losses (scalars with gradient, or
+            ``[*B]`` under ``reduction="none"``) and the metrics (scalars without). If the entries came by name, a
+            tuple in the order of ``out_keys``.
 
         Raises:
             BatchError: if an entry is missing or has a shape, dtype or device that cannot be used, or holds NaN.
         """
+        if "tensordict" in kwargs:
+            args = (kwargs.pop("tensordict"), *args)
         if args and not isinstance(args[0], Tensor):
             checks.is_tensordict(self._owner, args[0])
+        if kwargs:
+            checks.entry_names(self._owner, kwargs, self.call_keys)
         return self._forward(*args, **kwargs)
 
     @dispatch(source="call_keys")
@@ -131,13 +134,15 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             batch.check_inputs(self._observed_keys, self._default_device)
         if names is self._fetched_keys and (fresh or self._on_unordered == "raise"):
             self._check_contents(batch)
+        if len(self._seen) > 100:  # batches of ever new shapes must not pile up
+            self._seen.clear()
         self._seen.add(signature)
         return batch
 
     def _warn_without_updater(self) -> None:
         if not self._warned_updater and not self.has_updater:
             self._warned_updater = True
-            warnings.warn(checks.no_updater(self._owner), stacklevel=5)
+            checks.warn(checks.no_updater(self._owner))
 
     def _check_contents(self, batch: Batch) -> None:
         estimator, gamma = self.value_estimator, batch.gamma()
@@ -177,6 +182,8 @@ class DeterministicPolicyLoss(ConfigurableLoss):
 
     def _bounded(self, action: Tensor) -> Tensor:
         """The target actor's action within its range; a leaf may smooth it first."""
+        if self.min_action is not None:
+            checks.bounds_fit(self._owner, self.action_keys[0], action, self.min_action, self.max_action)
         return action if self.min_action is None else torch.clamp(action, self.min_action, self.max_action)
 
     def _combined(self, values: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class ClippedDoubleQLoss(DeterministicPolicyLoss):
         self.deactivate_vmap = checks.boolean(owner, "deactivate_vmap", deactivate_vmap)
 
     def _bounded(self, action: Tensor) -> Tensor:
+        checks.bounds_fit(self._owner, self.action_keys[0], action, self.min_action, self.max_action)
         noise = torch.randn_like(action)
         scale = {"policy_noise": self.policy_noise, "noise_clip": self.noise_clip}
         return functional.smooth_target_action(action, noise, self.min_action, self.max_action, **scale)

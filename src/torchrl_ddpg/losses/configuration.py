@@ -38,6 +38,7 @@ class ConfigurableLoss(NetworkOwner):
     use_prioritized_weights: str | bool
     _selected_out_keys: tuple[str, ...] | None = None
     _on_unordered = "warn"
+    _warned_unordered = False
 
     def set_keys(self, **kwargs: NestedKey | None) -> None:
         """Rename entries of the batch; None restores the default.
@@ -80,7 +81,7 @@ class ConfigurableLoss(NetworkOwner):
 
     @property
     def out_keys(self) -> list[str]:
-        """Names of the outputs: the losses, which carry gradient, and the metrics, which don't."""
+        """Names of the outputs, losses (with gradient) and metrics (without)."""
         return list(self._selected_out_keys or self.all_out_keys)
 
     @property
@@ -129,6 +130,7 @@ class ConfigurableLoss(NetworkOwner):
         estimator = value_estimators.make(self._owner, value_type, self._default_device, hyperparams, supported)
         self.__dict__["_value_estimator"] = estimator  # not a submodule: gamma is no part of the state_dict
         self.value_type = value_estimators.kind(estimator)
+        self._warned_unordered = False
         self._wire()
         return self
 

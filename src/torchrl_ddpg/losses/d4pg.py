@@ -116,7 +116,7 @@ class D4PGLoss(DeterministicPolicyLoss):
         )
         self.delay_actor, self.delay_value, self.num_value_nets = delay_actor, delay_value, num_value_nets
         self.v_min, self.v_max, self.num_atoms = v_min, v_max, num_atoms
-        self.register_buffer("support", torch.linspace(v_min, v_max, num_atoms), persistent=False)
+        self._register_constant("support", torch.linspace(v_min, v_max, num_atoms))
 
     def _combined(self, values: Tensor) -> Tensor:
         if values.shape[-1] != self.num_atoms:

@@ -46,10 +46,18 @@ def _is_plain(module: nn.Module) -> bool:
         and module.method is None
         and not module.method_kwargs
         and not module._kwargs  # in_keys given as a dict; no public name says so
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
+        and not _has_hooks(module)
     )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _is_plain_sequence(module: nn.Module) -> bool:
+    """Whether running the parts one after the other does all that calling the TensorDictSequential does."""
+    forward = type(module).forward
+    return forward is TensorDictSequential.forward and not module.partial_tolerant and not _has_hooks(module)
 
 
 def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> Entries:
@@ -64,7 +72,7 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
         shape: the batch size, ``[*B]``.
     """
     if not torch.compiler.is_compiling():
-        if type(module).forward is TensorDictSequential.forward and not module._forward_hooks:
+        if _is_plain_sequence(module):
             for part in module.module:
                 run(part, entries, shape)
             return entries

@@ -47,6 +47,7 @@ class NetworkOwner(LossModule):
         self.__dict__[self.critic_name] = critics[0] if isinstance(critics, nn.ModuleList) else critics
         self.__dict__["_owned"] = {"actor_network": actor_network, self.critic_name: critics}
         self._targets_loaded = False
+        self._constants: dict[str, Tensor] = {}
         self._check_networks()
         for name, delay in delayed.items():
             params = live_params(self._owned[name], self._held_out(name))
@@ -77,6 +78,12 @@ class NetworkOwner(LossModule):
         for index, critic in enumerate(critic_network):
             checks.network(self._owner, f"{self.critic_name}[{index}]", critic)
         return nn.ModuleList(critic_network)
+
+    def _register_constant(self, name: str, value: Tensor | None) -> None:
+        """A buffer that is configuration: not in the ``state_dict``, and whole after a stay on the meta device."""
+        self.register_buffer(name, value, persistent=False)
+        if value is not None:
+            self._constants[name] = value
 
     @property
     def _owner(self) -> str:
@@ -166,8 +173,9 @@ class NetworkOwner(LossModule):
             targets = self._modules.get(f"target_{name}_params")
             if targets is not None:
                 setattr(self, f"target_{name}_params", convert(targets, fn))
-        for name, buffer in self.named_buffers(recurse=False):
-            setattr(self, name, fn(buffer))
+        parameter = next(self.parameters())
+        for name, value in self._constants.items():  # their values would be lost on the way
+            setattr(self, name, value.to(parameter.device))
 
     def train(self, mode: bool = True) -> NetworkOwner:
         """Set training mode on the loss and on the user's networks; targets follow at the next call."""
