@@ -89,7 +89,7 @@ def unequal_shapes(
     """Word the error for a value or flag that does not have the reward's shape."""
     return BatchError(
         f"{owner}: {what} {key!r} has shape {list(value.shape)}, the reward {reward_key!r} {list(reward.shape)}; "
-        f"accepted: one shape, [*B, 1]. Nothing is broadcast in silence, but flags that agents share."
+        f"accepted: one shape, [*B, 1]. Only flags that agents share are broadcast."
     )
 
 
@@ -130,18 +130,20 @@ def per_sample(owner: str, key: NestedKey, value: Tensor, loss: Tensor) -> Tenso
         value = value.squeeze(-1)
     if value.shape != loss.shape[: value.ndim]:
         raise BatchError(
-            f"{owner}: {key!r} has shape {list(shape)}; accepted for losses of shape {list(loss.shape)}: "
-            f"that shape, with a trailing 1 or without its last dimensions."
+            f"{owner}: {key!r} has shape {list(shape)}; accepted: {list(loss.shape)} or "
+            f"{[*loss.shape, 1]}, or without the dimension of the agents."
         )
     return value.reshape(*value.shape, *(1,) * (loss.ndim - value.ndim)).expand(loss.shape)
 
 
-def network_failed(owner: str, name: str, reads: Mapping[NestedKey, Any], parameter: Any) -> BatchError:
+def network_failed(
+    owner: str, name: str, reads: Mapping[NestedKey, Any], parameter: Any, error: Exception
+) -> BatchError:
     """Word the error for a network that raised on its entries of the batch."""
     entries = ", ".join(f"{key!r} {describe(value)}" for key, value in reads.items())
     return BatchError(
         f"{owner}: {name} cannot run on this batch. It reads: {entries}. Its first parameter: {describe(parameter)}. "
-        f"Check the entries' shapes, dtypes and devices; what the network itself raised stands above."
+        f"Check the entries' shapes, dtypes and devices. The network raised {type(error).__name__}."
     )
 
 
@@ -200,3 +202,21 @@ def bounds_fit(owner: str, key: NestedKey, action: Tensor, low: Tensor, high: Te
                 f"{owner}: the bounds have shape {list(bound.shape)}, the actor writes {key!r} {list(action.shape)}; "
                 f"accepted: one number, or one for each dimension of the action."
             )
+
+
+def estimator_failed(owner: str, name: str, error: Exception) -> BatchError:
+    """Word the error for a user's estimator that raised."""
+    return BatchError(
+        f"{owner}: {name} raised {type(error).__name__} in value_estimate(batch, next_value=...). It must give targets "
+        f"from the reward and the next value alone; it gets no value network, and this loss no advantage."
+    )
+
+
+def no_time_dimension(owner: str, name: str, time: int, ndim: int) -> BatchError:
+    """Word the error for an estimator whose time dimension the batch does not have."""
+    return BatchError(f"{owner}: {name} takes dimension {time} for the time; the batch has {ndim}, counted from 0.")
+
+
+def no_field(owner: str, key: NestedKey) -> BatchError:
+    """Word the error for a tensorclass that cannot take the priority."""
+    return BatchError(f"{owner}: the batch has no field {key!r} for the priority; add it, or pass a TensorDict.")

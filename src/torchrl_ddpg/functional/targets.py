@@ -92,6 +92,8 @@ def td_lambda_target(
         [[[7.0], [12.0]]]
     """
     same_shape(reward=reward, discount=discount, next_value=next_value, done=done)
+    if not reward.shape[time_dim]:
+        return reward.detach()
     chained = discount * torch.logical_not(done) * lmbda
     bootstrapped = reward + (discount - chained) * next_value
     target = next_value.select(time_dim, -1)  # beyond the last step there is only its value

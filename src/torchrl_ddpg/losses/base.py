@@ -152,6 +152,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         if not value_estimators.chains_steps(estimator) or self._warned_unordered:
             return
         done = batch.values.get(under_next(self.tensor_keys.done))
+        done = done if done is None else self._ends(batch, done != 0)
         for key in self._observed_keys:
             if done is not None and not value_estimators.in_time_order(estimator, batch.source, key, done):
                 self._warned_unordered = self._on_unordered == "warn"
@@ -170,7 +171,8 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             named = under_next if use == "without_grad" else (lambda key: key)
             module = self.__dict__[name]
             reads = {named(key): entries.get(key) for key in module.in_keys}
-            raise checks.network_failed(self._owner, name, reads, next(module.parameters(), None)) from error
+            parameter = next(module.parameters(), None)
+            raise checks.network_failed(self._owner, name, reads, parameter, error) from error
 
     def _value(self, use: str, entries: Entries, shape: torch.Size) -> Tensor:
         key = self.tensor_keys.state_action_value
@@ -193,9 +195,11 @@ class DeterministicPolicyLoss(ConfigurableLoss):
     def _next_value(self, batch: Batch, terminated: Tensor) -> Tensor:
         """What the target networks say of the next state, in the critic's last dimension."""
         goes_on = None
-        if self._mixes_samples:  # what lies past a terminal state must not reach the others through batch statistics
-            goes_on = ~terminated.reshape(*batch.shape, -1).all(-1)
+        if self._keeps_statistics:  # what lies past a terminal state must not reach them
+            depth = len(batch.shape)
+            goes_on = ~(terminated.flatten(depth).all(-1) if terminated.ndim > depth else terminated)
         entries = batch.following(self.actor_in_keys, self._observed_keys, goes_on)
+        self._check_finite(entries)
         entries = self._run("actor_network", "without_grad", entries, batch.shape)
         entries[self.action_keys[0]] = self._bounded(entries[self.action_keys[0]])
         return self._combined(self._value("without_grad", entries, batch.shape))
@@ -205,12 +209,22 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         transition = batch.transition(self._dtype)
         next_value = self._next_value(batch, transition.terminated)
         self._like_reward(next_value, transition.reward)
+        transition = transition._replace(done=self._ends(batch, transition.done))
         # Selected, not multiplied: what lies past a terminal state may be NaN.
         next_value = hide(next_value.masked_fill(transition.terminated, 0.0), batch.counts)
         target = value_estimators.targets(
-            self._value_estimator, batch.source, next_value=next_value, **transition._asdict()
+            self._owner, self._value_estimator, batch.source, next_value=next_value, **transition._asdict()
         )
         return target, self._report("next_state_value", batch, next_value)
+
+    def _ends(self, batch: Batch, done: Tensor) -> Tensor:
+        """Done, or followed by a step that is masked (padding), which no return may be chained to."""
+        if batch.counts is None or not batch.shape or not value_estimators.chains_steps(self._value_estimator):
+            return done
+        time = value_estimators.time_dimension(self._value_estimator, batch.source)
+        counts = batch.counts.reshape(*batch.counts.shape, *(1,) * (done.ndim - batch.counts.ndim))
+        last = torch.ones_like(counts.narrow(time, 0, min(1, counts.shape[time])))
+        return done | ~torch.cat([counts.narrow(time, 1, max(0, counts.shape[time] - 1)), last], time)
 
     def _report(self, name: str, batch: Batch, values: Tensor) -> dict[str, Tensor]:
         """The mean, and the maximum, over the samples that count, if the loss has such outputs."""
@@ -233,6 +247,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
     def _critic_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         target, metrics = self._targets(batch)
         inputs = batch.current(self.__dict__[self.critic_name].in_keys)
+        self._check_finite(inputs)
         values = self._value("online", inputs, batch.shape)
         predictions = values.unbind(0) if self._has_ensemble else (values,)
         losses, errors = zip(*(self._compare(prediction, target, batch) for prediction in predictions), strict=True)
@@ -257,12 +272,23 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         return -batch.samples(value), {}
 
     def _actor_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        entries = self._run("actor_network", "online", batch.current(self._observed_keys), batch.shape)
+        inputs = batch.current(self._observed_keys)
+        self._check_finite(inputs)
+        entries = self._run("actor_network", "online", inputs, batch.shape)
         action = entries[self.action_keys[0]]
         value = self._expected(self._value("frozen", entries, batch.shape))
         loss, metrics = self._actor_loss(value, action, batch)
         metrics |= self._report("state_action_value_actor", batch, value.detach())
         return self._reduce_term("loss_actor", loss, batch, weigh=self.weigh_actor), metrics
+
+    def _check_finite(self, inputs: Entries) -> None:
+        """Refuse NaN before a network with running statistics has seen it; others tell from the loss."""
+        if not self._keeps_statistics or torch.compiler.is_compiling():
+            return
+        for value in inputs.values():
+            readable = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == "cpu"
+            if readable and not value.isfinite().all():
+                raise checks.not_finite(self._owner, "what the networks read", inputs)
 
     def _like_reward(self, value: Tensor, reward: Tensor) -> None:
         if value.shape != reward.shape:

@@ -194,7 +194,10 @@ class Batch:
         """Write the priority into the user's batch, locked or not, over whatever the entry held."""
         key, source = self.keys.priority, self.source
         if not source.is_locked:
-            source.set(key, priority)
+            try:
+                source.set(key, priority)
+            except AttributeError as error:
+                raise checks.no_field(self.owner, key) from error
             return
         try:
             source.unlock_()

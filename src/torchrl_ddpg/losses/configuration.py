@@ -49,7 +49,7 @@ class ConfigurableLoss(NetworkOwner):
         """
         accepted = [field.name for field in fields(self._AcceptedKeys)]
         for name, value in kwargs.items():
-            checks.choice(self._owner, "a key given to set_keys", name, accepted)
+            checks.choice(self._owner, "a name given to set_keys", name, accepted)
             value = getattr(self.default_keys(), name) if value is None else value
             value = checks.nested_key(self._owner, f"set_keys({name}=...)", value)
             if name == "action":  # TorchRL has this key; here the networks say which entry the action is

@@ -11,10 +11,15 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
+from torchrl.modules import Actor, SafeModule, SafeSequential, ValueOperator
 
 from torchrl_ddpg import checks
 
 Entries = dict[NestedKey, Any]
+
+# A subclass may write in another way, so the classes themselves and no others.
+_PLAIN = (TensorDictModule, SafeModule, Actor, ValueOperator)
+_PLAIN_SEQUENCES = (TensorDictSequential, SafeSequential)
 
 
 def named_leaves(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -39,10 +44,19 @@ def target_params(params: TensorDictParams) -> TensorDictParams:
     return TensorDictParams(copies, no_convert=True)
 
 
+def _kept(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors with a graph that a module keeps as attributes (activations, a pruned weight); deepcopy refuses them."""
+    for part in module.modules():
+        for value in vars(part).values():
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                    yield tensor
+
+
 def _is_plain(module: nn.Module) -> bool:
     """Whether calling ``module.module`` on the entries does all that calling the TensorDictModule does."""
     return (
-        type(module).forward is TensorDictModule.forward
+        type(module) in _PLAIN
         and module.method is None
         and not module.method_kwargs
         and not module._kwargs  # in_keys given as a dict; no public name says so
@@ -56,8 +70,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _is_plain_sequence(module: nn.Module) -> bool:
     """Whether running the parts one after the other does all that calling the TensorDictSequential does."""
-    forward = type(module).forward
-    return forward is TensorDictSequential.forward and not module.partial_tolerant and not _has_hooks(module)
+    return type(module) in _PLAIN_SEQUENCES and not module.partial_tolerant and not _has_hooks(module)
 
 
 def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> Entries:
@@ -73,7 +86,8 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
     """
     if not torch.compiler.is_compiling():
         if _is_plain_sequence(module):
-            for part in module.module:
+            parts = module.module
+            for part in parts.values() if isinstance(parts, nn.ModuleDict) else parts:
                 run(part, entries, shape)
             return entries
         if _is_plain(module):
@@ -81,6 +95,9 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
             written = (written,) if isinstance(written, Tensor) else written
             if isinstance(written, tuple) and len(written) == len(module.out_keys_source):
                 entries.update(zip(module.out_keys_source, written, strict=True))
+                return entries
+            if isinstance(written, dict):  # not run again: batch statistics and random numbers would move twice
+                entries.update({key: written.get(key) for key in module.out_keys_source})
                 return entries
     output = module(TensorDict(entries, batch_size=shape))
     entries.update({key: output.get(key, None) for key in module.out_keys})
@@ -127,11 +144,16 @@ class Network:
         registered = dict(named_leaves(params))
         self._slots: list[tuple[dict, str, dict, str]] = []
         self._held_out: list[nn.Parameter] = []
+        self._buffer_slots: list[tuple[dict, str, Tensor]] = []
+        self._children = [
+            (part._modules, name, child) for part in module.modules() for name, child in part._modules.items()
+        ]
         for name, leaf in named_leaves(module):
             owner, _, attribute = name.rpartition(".")
             owner_module = module.get_submodule(owner)
             if not isinstance(leaf, nn.Parameter):
                 owner_module._buffers[attribute] = registered[name]
+                self._buffer_slots.append((owner_module._buffers, attribute, registered[name]))
             elif id(leaf) in held:
                 self._held_out.append(leaf)
             else:
@@ -142,27 +164,47 @@ class Network:
         self.target, self._modes = self.module, []
         self._parameter_pairs: list[tuple[dict, str, Tensor]] = []
         self._buffer_pairs: list[tuple[dict, str, Tensor]] = []
+        self._target_slots: list[tuple[dict, str, dict, str]] = []
         if targets is None:
             return
         target_of = dict(targets.named_buffers())
         leaves = dict(named_leaves(self.module))
         # deepcopy takes from its memo what is already copied: the target tensors stand in for the parameters.
-        self.target = copy.deepcopy(self.module, {id(leaf): target_of[name] for name, leaf in leaves.items()})
+        kept = {id(value): value.detach() for value in _kept(self.module)}
+        self.target = copy.deepcopy(self.module, {**kept, **{id(leaf): target_of[n] for n, leaf in leaves.items()}})
+        self._modes = list(zip(self.module.modules(), self.target.modules(), strict=True))
         for name, leaf in leaves.items():
             owner, _, attribute = name.rpartition(".")
             source, copied = self.module.get_submodule(owner), self.target.get_submodule(owner)
             is_parameter = isinstance(leaf, nn.Parameter)
             slot, pairs = ("_parameters", self._parameter_pairs) if is_parameter else ("_buffers", self._buffer_pairs)
             getattr(copied, slot)[attribute] = target_of[name]  # parameters that share a leaf keep a target each
+            if getattr(copied, slot).get(attribute) is target_of[name]:
+                self._target_slots.append((getattr(copied, slot), attribute, targets._buffers, name))
             pairs.append((getattr(source, slot), attribute, target_of[name]))
-        self._modes = list(zip(self.module.modules(), self.target.modules(), strict=True))
+        if any(isinstance(part, TensorDictParams) for part in self.target.modules()):
+            targets.to_module(self.target)  # parameters inside a TensorDictParams, as vmap'd networks have them
 
     def replaced(self) -> str | None:
-        """The dotted name of a parameter that the module no longer shares with the loss, or None."""
+        """The name of a parameter or submodule that the module no longer shares with the loss, or None."""
         for owner, attribute, registry, name in self._slots:
             if owner.get(attribute) is not registry.get(name):
                 return name
+        for children, name, child in self._children:
+            if children.get(name) is not child:
+                return name
         return None
+
+    def targets_were_set(self) -> bool:
+        """Whether an entry of the target parameters was replaced by another tensor."""
+        return any(owner[name] is not registry.get(key) for owner, name, registry, key in self._target_slots)
+
+    def save_buffers(self) -> None:
+        """Bring buffers that the module has assigned anew back into the tensors that the loss saves and loads."""
+        for owner, name, registered in self._buffer_slots:
+            if owner[name] is not registered and owner[name].shape == registered.shape:
+                registered.data.copy_(owner[name])
+                owner[name] = registered
 
     def online(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run the module with gradient to its parameters, but for those that only the actor's loss trains."""

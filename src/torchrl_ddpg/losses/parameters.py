@@ -24,6 +24,14 @@ from torchrl_ddpg.losses.networks import (
 )
 
 
+def _fingerprint(tensor: Tensor) -> float:
+    """A number that changes when the values change or change places."""
+    if tensor.is_meta:
+        return math.nan
+    flat = tensor.detach().cpu().double().nan_to_num().flatten()
+    return float(flat @ torch.linspace(1, 2, len(flat), dtype=torch.float64))
+
+
 class NetworkOwner(LossModule):
     """A ``LossModule`` with an actor and a critic, whose modules are never without their parameters."""
 
@@ -52,7 +60,7 @@ class NetworkOwner(LossModule):
         for name, delay in delayed.items():
             params = live_params(self._owned[name], self._held_out(name))
             setattr(self, f"{name}_params", params)
-            if checks.boolean(owner, f"the delay of {name}", delay):
+            if checks.boolean(owner, f"delay_{name.removesuffix('_network')}", delay):
                 setattr(self, f"target_{name}_params", target_params(params))
             self._has_update_associated[name] = not delay
         self._build_networks()
@@ -92,6 +100,9 @@ class NetworkOwner(LossModule):
     def _check_networks(self) -> None:
         actor, critic = self.actor_network, self.__dict__[self.critic_name]
         self.action_keys = [key for key in critic.in_keys if key in actor.out_keys]
+        named = [key for key in self.action_keys if key == "action" or key[-1] == "action"]
+        if len(named) == 1:  # an actor may hand the critic more than its action, such as an embedding
+            self.action_keys = named + [key for key in self.action_keys if key != named[0]]
         if not self.action_keys:
             raise ValueError(
                 f"{self._owner}: {self.critic_name} reads {critic.in_keys} and actor_network writes {actor.out_keys}; "
@@ -100,7 +111,7 @@ class NetworkOwner(LossModule):
         self.actor_in_keys = list(actor.in_keys)
         known = {*actor.in_keys, *actor.out_keys}
         self.value_exclusive_keys = [key for key in critic.in_keys if key not in known]
-        self._observed_keys = [*actor.in_keys, *self.value_exclusive_keys]
+        self._observed_keys = [key for key in (*actor.in_keys, *self.value_exclusive_keys) if key != "_"]
 
     @property
     def has_updater(self) -> bool:
@@ -123,15 +134,16 @@ class NetworkOwner(LossModule):
         }
         self._has_ensemble = isinstance(self._nets[self.critic_name], Ensemble)
         parameter = next(self.__dict__[self.critic_name].parameters(), torch.empty(0))
-        self._mixes_samples = any(
-            isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for net in self._nets.values()
-            for module in net.module.modules()
+        # Running statistics: what one sample holds reaches the others, and stays.
+        self._keeps_statistics = any(
+            buffer.is_floating_point() for net in self._nets.values() for buffer in net.module.buffers()
         )
         self._dtype = torch.promote_types(parameter.dtype, torch.float32)
         self._seen: set[Any] = set()
 
     def _check_live(self) -> None:
+        if any(net.targets_were_set() for net in self._nets.values()):
+            self._build_networks()
         for name, net in self._nets.items():
             parameter = net.replaced()
             if parameter is not None:
@@ -158,6 +170,9 @@ class NetworkOwner(LossModule):
             self._cross_meta(fn)
         else:
             super()._apply(fn)
+            self._build_networks()
+        for name, module in self._owned.items():  # buffers that networks share were moved once for each of them
+            setattr(self, f"{name}_params", live_params(module, self._held_out(name)))
         self._build_networks()
         device = self._default_device
         if self._value_estimator is not None and device is not None and device.type != "meta":
@@ -169,11 +184,10 @@ class NetworkOwner(LossModule):
     def _cross_meta(self, fn: Callable) -> None:
         for name, module in self._owned.items():
             module._apply(fn)
-            setattr(self, f"{name}_params", live_params(module, self._held_out(name)))
             targets = self._modules.get(f"target_{name}_params")
             if targets is not None:
                 setattr(self, f"target_{name}_params", convert(targets, fn))
-        parameter = next(self.parameters())
+        parameter = next(self.actor_network.parameters())
         for name, value in self._constants.items():  # their values would be lost on the way
             setattr(self, name, value.to(parameter.device))
 
@@ -205,7 +219,15 @@ class NetworkOwner(LossModule):
             return module
         return deepcopy(module, {id(leaf): leaf for _, leaf in named_leaves(module)})
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in ``nn.Module``, with buffers as the networks hold them now."""
+        for net in self._nets.values():
+            net.save_buffers()
+        return super().state_dict(*args, **kwargs)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for net in self._nets.values():
+            net.save_buffers()
         for key in list(state_dict):
             name = key.removeprefix(prefix)
             # TorchRL saves gamma and bounds, which are configuration here, and stacks the parameters of its critics.
@@ -222,7 +244,7 @@ class NetworkOwner(LossModule):
 
     def _target_sums(self) -> list[float]:
         targets = [t for net in self._nets.values() for kind in ("parameters", "buffers") for t in net.pairs(kind)[0]]
-        return [math.nan if t.is_meta else t.double().sum().item() for t in targets]
+        return [_fingerprint(target) for target in targets]
 
     def targets_are_initial(self) -> bool:
         """Whether the targets are as the constructor made them: neither loaded nor moved since."""
