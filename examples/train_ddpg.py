@@ -1,0 +1,199 @@
+"""Train DDPG (Lillicrap et al. 2016, algorithm 1): ``python train_ddpg.py [PRESET] [--flags]``."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds, ends without a traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import command_line
+import pipeline
+from torchrl_ddpg import DDPGLoss, HardUpdate, SoftUpdate
+
+
+@dataclass
+class EnvConfig:
+    """The environment and its transforms."""
+
+    backend: Literal["gymnasium", "dm-control", "torchrl"] = "gymnasium"  # Library that the environment comes from.
+    name: str = ""  # By default HalfCheetah-v5, cheetah-run or PendulumEnv; for torchrl also module:Class.
+    frame_skip: int = 2  # Frames (simulator steps) that an action lasts.
+    from_pixels: bool = False  # Show the networks the last three images instead of the state.
+    max_steps: int = 500  # Actions after which an episode is truncated; 0 = the environment's own limit.
+    count: int = 4  # Environments that step together.
+    parallel: bool = True  # Give each of them its own process.
+    reward_scale: float = 1.0  # Factor on the rewards in training; shown returns are unscaled.
+    normalise: bool = True  # Bring observations to mean 0 and deviation 1, as measured under random actions.
+    random_steps: int = 5_000  # Random actions for that and for the random policy's return; whole episodes.
+
+
+@dataclass
+class NoiseConfig:
+    """Exploration noise, in units of the action."""
+
+    kind: Literal["ou", "gaussian", "none"] = "ou"  # Ornstein-Uhlenbeck (correlated in time), or Gaussian, or none.
+    sigma: float = 0.2  # Deviation of what each step adds.
+    dt: float = 1.0  # Time that an Ornstein-Uhlenbeck process advances a step.
+    end: float = 0.1  # Share of the noise that is left in the end.
+    anneal_frames: int = 1_000_000  # Frames until then.
+
+
+@dataclass
+class ReplayConfig:
+    """What is stored, and what a minibatch is."""
+
+    unit: Literal["trajectory", "transition"] = "trajectory"  # Store stretches of trajectories, or single steps.
+    frames: int = 1_000_000  # Frames that fit in.
+    batch: int = 64  # Crops or single steps in a minibatch.
+    crop: int = 2  # Steps in a crop of a stretch, at most steps-per-batch.
+    sampler: Literal["uniform", "prioritised"] = "uniform"  # Sample evenly, or by TD error.
+    alpha: float = 0.7  # Power of the TD error in prioritised sampling.
+    beta: float = 0.5  # How far the weights correct its bias.
+    prefetch: int = 0  # Minibatches that threads sample ahead; 0 keeps a seed's run repeatable.
+
+
+@dataclass
+class EvalConfig:
+    """Deterministic episodes that measure the policy."""
+
+    interval: int = 16_000  # Frames between evaluations; 0 = never.
+    episodes: int = 3  # Episodes whose returns are averaged.
+
+
+@dataclass
+class Config:
+    """Train DDPG. Presets: tutorial (the default), mujoco, pendulum. A frame is one step of the simulator."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    total_frames: int = 64_000  # Frames to train for, rounded up to whole batches.
+    init_random_frames: int = 5_000  # Frames of random actions before learning begins; whole batches.
+    collector: Literal["sync", "async", "ray"] = "sync"  # Collect between updates, or meanwhile, or with Ray.
+    steps_per_batch: int = 200  # Actions of each environment in a collected batch.
+    updates_per_batch: int = 400  # Updates after each batch.
+    estimator: Literal["td0", "td1", "td_lambda"] = "td_lambda"  # Value estimator of the critic's targets.
+    gamma: float = 0.99  # Discount of an action.
+    lmbda: float = 0.5  # Weight of longer returns in td_lambda.
+    n_steps: int = 1  # Rewards summed before bootstrapping; more than one goes with td0.
+    target_update: Literal["soft", "hard"] = "soft"  # Move the targets a little at each update, or copy now and then.
+    tau: float = 0.005  # Weight of the online networks in a soft update.
+    hard_interval: int = 1_000  # Updates between two hard copies.
+    actor_lr: float = 1e-3  # Learning rate of the actor.
+    critic_lr: float = 1e-3  # Learning rate of the critic.
+    critic_weight_decay: float = 0.0  # Weight decay of the critic.
+    max_grad_norm: float = 10.0  # Gradient norm above which a network's gradient is clipped.
+    hidden: tuple[int, ...] = (256, 256)  # Widths of the layers; the critic sees the action after the first.
+    activation: Literal["ELU", "ReLU", "SiLU", "Tanh"] = "ReLU"  # Activation function.
+    seed: int = 0  # The same seed gives the same run (on a CPU, sync, without prefetch).
+    threads: int = 1  # PyTorch's threads in the main process.
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # Where the networks live.
+    output_dir: Path = Path("outputs")  # Folder for the results; an earlier run's are replaced.
+    tensorboard: bool = False  # Log to TensorBoard too.
+
+
+PRESETS = {
+    "tutorial": Config(),
+    # What published results use: Fujimoto et al. 2018, CleanRL, Tianshou.
+    "mujoco": Config(
+        env=EnvConfig(frame_skip=1, max_steps=0, count=1, parallel=False, normalise=False),
+        noise=NoiseConfig("gaussian", sigma=0.1, end=1.0),
+        replay=ReplayConfig("transition", batch=256),
+        eval=EvalConfig(interval=10_000),
+        total_frames=1_000_000,
+        init_random_frames=25_000,
+        steps_per_batch=1,
+        updates_per_batch=1,
+        estimator="td0",
+        actor_lr=3e-4,
+        critic_lr=3e-4,
+    ),
+    "pendulum": Config(
+        env=EnvConfig(name="Pendulum-v1", frame_skip=1, max_steps=0, count=1, parallel=False, reward_scale=0.1),
+        noise=NoiseConfig("gaussian", sigma=0.2, end=1.0),
+        replay=ReplayConfig("transition", batch=128),
+        eval=EvalConfig(interval=2_000, episodes=10),
+        total_frames=12_000,
+        init_random_frames=1_000,
+        steps_per_batch=50,
+        updates_per_batch=50,
+        estimator="td0",
+    ),
+}
+
+
+def make_learner(cfg: Config, actor, critic, spec) -> tuple:
+    """The loss, which holds the target networks, what moves them, and the optimizers."""
+    loss = DDPGLoss(actor, critic, action_spec=spec)
+    lmbda = {"lmbda": cfg.lmbda} if cfg.estimator == "td_lambda" else {}
+    loss.make_value_estimator(cfg.estimator, gamma=cfg.gamma, **lmbda)
+    hard = {"value_network_update_interval": cfg.hard_interval}
+    targets = SoftUpdate(loss, tau=cfg.tau) if cfg.target_update == "soft" else HardUpdate(loss, **hard)
+    adam = functools.partial(torch.optim.Adam, fused=True)
+    critic_adam = adam(critic.parameters(), lr=cfg.critic_lr, weight_decay=cfg.critic_weight_decay)
+    return loss, targets, {"critic": critic_adam, "actor": adam(actor.parameters(), lr=cfg.actor_lr)}
+
+
+def update(loss: DDPGLoss, optimizers: dict, max_grad_norm: float, sample) -> dict:
+    """Descend the critic's loss and the actor's; neither reaches the other's network."""
+    losses = loss(sample)
+    (losses["loss_value"] + losses["loss_actor"]).backward()
+    norms = {}
+    for name, optimizer in optimizers.items():
+        norms[f"grad_norm_{name}"] = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses.to_dict() | norms
+
+
+def train(cfg: Config) -> bool:
+    """Run algorithm 1 for `total_frames` frames or until Ctrl-C, and save what was learned; True after Ctrl-C."""
+    torch.manual_seed(cfg.seed)
+    torch.set_num_threads(cfg.threads)
+    random_return, stats = pipeline.measure_random_policy(cfg)
+    eval_env = pipeline.make_env(cfg.env, stats, training=False, seed=cfg.seed + 2)
+    # Initialise critic Q and actor mu, their targets Q' and mu', the noise N and the replay buffer R.
+    actor, critic = pipeline.make_networks(cfg, eval_env)
+    policy, noise = pipeline.make_exploration(cfg, actor, eval_env.action_spec_unbatched)
+    loss, targets, optimizers = make_learner(cfg, actor, critic, eval_env.action_spec_unbatched)
+    replay = pipeline.make_replay(cfg)
+    with (
+        pipeline.Recorder(cfg, actor, eval_env, stats, random_return) as recorder,
+        pipeline.collecting(cfg, stats, policy) as (collector, stop),
+    ):
+        for batch in collector:
+            # Act with mu(s) + N for a while; store actions, rewards and next states in R.
+            replay.extend(pipeline.prepare(cfg, batch))
+            recorder.collected(batch)
+            for _ in range(cfg.updates_per_batch if recorder.frames >= cfg.init_random_frames else 0):
+                if stop.is_set():
+                    return True
+                # Sample a minibatch from R.
+                sample = replay.sample().to(cfg.device)
+                # Descend (y - Q(s, a))^2 with y = r + gamma Q'(s', mu'(s')), and ascend Q(s, mu(s)).
+                recorder.note(**update(loss, optimizers, cfg.max_grad_norm, sample))
+                replay.update_tensordict_priority(sample)
+                # Move Q' and mu' towards Q and mu.
+                targets.step()
+                recorder.updates += 1
+            collector.update_policy_weights_()
+            noise.step(batch.numel())
+            recorder.finish_batch()
+            if stop.is_set():
+                return True
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main(PRESETS, train))

@@ -1,0 +1,268 @@
+"""The example trainer: command line, output folder, repeatability, Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensordict import TensorDict
+from torchrl.envs import PendulumEnv
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+pipeline = pytest.importorskip("pipeline", exc_type=ImportError)
+command_line = pytest.importorskip("command_line", exc_type=ImportError)
+train_ddpg = pytest.importorskip("train_ddpg", exc_type=ImportError)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:glfw")
+HEADER = (
+    "frames,reward,train_return,eval_return,loss_value,loss_actor,target_value,grad_norm_critic,grad_norm_actor,"
+    "pred_value,updates,seconds"
+)
+SMALL = shlex.split(
+    "--env.no-parallel --env.count 2 --env.max-steps 20 --env.random-steps 40 --total-frames 400 "
+    "--init-random-frames 100 --steps-per-batch 25 --updates-per-batch 3 --replay.batch 8 --eval.interval 200 "
+    "--hidden 16 16"
+)
+
+
+class OnesEnv(PendulumEnv):
+    """A pendulum whose every simulator step is worth 1."""
+
+    @classmethod
+    def _step(cls, tensordict):
+        result = super()._step(tensordict)
+        return result.set("reward", torch.ones_like(result["reward"]))
+
+
+def run(monkeypatch, *words, train=train_ddpg.train):
+    monkeypatch.setattr(sys, "argv", ["train_ddpg.py", *map(str, words)])
+    previous, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+    try:
+        return command_line.main(train_ddpg.PRESETS, train)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        torch.set_num_threads(threads)
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def evaluations(folder):
+    return [float(row["eval_return"]) for row in rows(folder) if row["eval_return"]]
+
+
+def group_ends(group, seconds):
+    """Whether no process of the group is left, given a moment for Python's resource tracker."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def no_training(cfg):
+    raise AssertionError("training began")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("tutrial", "tutrial is not a preset; accepted: tutorial, mujoco, pendulum."),
+        ("--total-frames -5", "--total-frames -5 is out of range; accepted: at least 1."),
+        ("--replay.batch 0", "--replay.batch 0 is out of range; accepted: at least 1."),
+        ("--eval.interval -1", "--eval.interval -1 is out of range; accepted: at least 0."),
+        ("--hidden 64 0", "--hidden 0 is out of range; accepted: at least 1."),
+        ("--tau 2", "--tau 2.0 is out of range; accepted: above 0 and at most 1."),
+        ("--actor-lr 0", "--actor-lr 0.0 is out of range; accepted: above 0."),
+        ("--gamma nan", "--gamma nan is out of range; accepted: at least 0 and at most 1."),
+        ("--critic-lr inf", "--critic-lr inf is out of range; accepted: above 0."),
+        ("--init-random-frames 999999", "--init-random-frames is above --total-frames; accepted: at most it."),
+        ("--replay.unit transition", "--replay.unit transition goes with --estimator td0 alone."),
+        ("--n-steps 3", "--n-steps above 1 goes with --estimator td0 alone."),
+        ("--env.backend torchrl --env.max-steps 0", "--env.max-steps 0: TorchRL's environments never end."),
+        ("--env.name CartPole-v1", "--env.name CartPole-v1 has no continuous, bounded actions; DDPG needs them."),
+        ("--env.name HalfChetah-v5", "--env.name HalfChetah-v5 is unknown to gymnasium; names like it: HalfCheetah-v5"),
+        (
+            "--env.backend dm-control --env.name cheetah-rum",
+            "--env.name cheetah-rum is unknown to dm-control; names like it: cheetah-run",
+        ),
+        ("--env.backend torchrl --env.name Pendulum", "unknown to torchrl; names like it: PendulumEnv"),
+    ],
+)
+def test_mistake_is_told_in_one_sentence(monkeypatch, capsys, tmp_path, words, sentence):
+    status = run(monkeypatch, *words.split(), "--output-dir", tmp_path, train=no_training)
+    error = capsys.readouterr().err
+    assert status == 2
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["--total-frames 1.5", "--no-such-flag 1", "--env.backend atari", "--device tpu"])
+def test_mistyped_flag_ends_with_status_2(monkeypatch, capsys, words):
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, *words.split(), train=no_training)
+    assert end.value.code == 2
+    assert words.split()[0] in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_absent_device_is_refused(monkeypatch, capsys):
+    assert run(monkeypatch, "--device", "cuda", train=no_training) == 2
+    assert "--device cuda: PyTorch finds no CUDA device; accepted here: auto, cpu." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is there")
+def test_absent_ray_is_refused(monkeypatch, capsys):
+    assert run(monkeypatch, "--collector", "ray", train=no_training) == 2
+    assert "--collector ray needs Ray: pip install ray." in capsys.readouterr().err
+
+
+def test_unwritable_folder_is_refused(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert run(monkeypatch, "--output-dir", tmp_path / "file" / "x", train=no_training) == 2
+    assert "(accepted: a folder that can be written)." in capsys.readouterr().err
+
+
+def test_absent_extension_is_told_in_words(monkeypatch, capsys, tmp_path):
+    def fail(*_):
+        raise TypeError("'NoneType' object is not callable")
+
+    monkeypatch.setattr(command_line.data, "PrioritizedSampler", fail)
+    words = ["--replay.sampler", "prioritised", "--output-dir", tmp_path]
+    assert run(monkeypatch, *words, train=no_training) == 2
+    assert "(TorchRL's C++ extension fits torch 2.15; without it: uniform)." in capsys.readouterr().err
+
+
+def test_unfit_mujoco_is_told_in_words(monkeypatch, capsys, tmp_path):
+    def fail(*_, **__):
+        raise AttributeError("'MjModel' object has no attribute 'flex_vertedge'")
+
+    monkeypatch.setattr(pipeline.envs, "DMControlEnv", fail)
+    assert run(monkeypatch, "--env.backend", "dm-control", "--output-dir", tmp_path, train=no_training) == 2
+    assert "pip install 'torchrl-ddpg[examples]' 'mujoco<4'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "dm-control", "torchrl"])
+def test_run_writes_its_folder(monkeypatch, tmp_path, backend):
+    assert run(monkeypatch, "--env.backend", backend, *SMALL, "--output-dir", tmp_path) == 0
+    assert (tmp_path / "metrics.csv").read_text().splitlines().count(HEADER) == 1
+    assert int(rows(tmp_path)[-1]["frames"]) == 400
+    assert float(rows(tmp_path)[-1]["loss_value"]) >= 0
+    assert len(evaluations(tmp_path)) == 2
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (config["env"]["name"], config["total_frames"]) == (command_line.DEFAULT_NAMES[backend], 400)
+    assert "actor" in torch.load(tmp_path / "policy.pt", weights_only=True)
+    assert (tmp_path / "learning_curve.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--estimator td0 --replay.unit transition --n-steps 3 --replay.sampler prioritised --noise.kind gaussian",
+        "--estimator td1 --target-update hard --hard-interval 2 --noise.kind none --replay.prefetch 2",
+        "--replay.sampler prioritised --env.no-normalise --activation ELU --replay.crop 10 --tensorboard",
+    ],
+)
+def test_every_part_runs(monkeypatch, tmp_path, words):
+    assert run(monkeypatch, "--env.backend", "torchrl", *SMALL, *words.split(), "--output-dir", tmp_path) == 0
+    assert float(rows(tmp_path)[-1]["loss_value"]) >= 0
+
+
+def test_returns_are_in_the_environments_units(monkeypatch, tmp_path):
+    words = ["--env.backend", "torchrl", "--env.name", f"{__name__.rpartition('.')[2]}:OnesEnv", *SMALL]
+    assert run(monkeypatch, *words, "--env.reward-scale", "5", "--output-dir", tmp_path) == 0
+    frames = 20 * 2  # an episode's actions, each of two frames
+    assert evaluations(tmp_path) == [frames, frames]
+    assert {float(row["train_return"]) for row in rows(tmp_path) if row["train_return"]} == {frames}
+    assert {float(row["reward"]) for row in rows(tmp_path)} == {2.0}
+
+
+def test_no_evaluation_with_interval_zero(monkeypatch, tmp_path):
+    words = ["--env.backend", "torchrl", *SMALL, "--eval.interval", "0", "--output-dir", tmp_path]
+    assert run(monkeypatch, *words) == 0
+    assert evaluations(tmp_path) == []
+
+
+def test_same_seed_same_run(monkeypatch, tmp_path):
+    def curve(seed, folder):
+        assert run(monkeypatch, *SMALL, "--seed", seed, "--output-dir", tmp_path / folder) == 0
+        return [{**row, "seconds": ""} for row in rows(tmp_path / folder)]
+
+    first = curve(3, "a")
+    assert curve(3, "b") == first
+    assert curve(4, "c") != first
+
+
+def test_time_limit_truncates_and_does_not_terminate():
+    cfg = train_ddpg.EnvConfig(name="Pendulum-v1", count=2, parallel=False, max_steps=7)
+    after = pipeline.make_env(cfg).rollout(7)["next"]
+    assert after["truncated"][:, -1].all()
+    assert after["done"][:, -1].all()
+    assert not after["terminated"].any()
+
+
+def test_repeated_action_moves_a_stateless_environment_twice():
+    cfg = train_ddpg.EnvConfig(backend="torchrl", name="PendulumEnv", frame_skip=2, max_steps=5)
+    env, one = pipeline.make_env(cfg, training=False), PendulumEnv()
+    step = env.rollout(1)[0]
+    state = step.select("th", "thdot", "params", "action")
+    middle = one.step(state.clone())["next"]
+    last = one.step(state.clone().update(middle.select("th", "thdot")))["next"]
+    torch.testing.assert_close(step["next", "th"], last["th"])
+    torch.testing.assert_close(step["next", "reward"], middle["reward"] + last["reward"])
+
+
+def test_n_step_returns_carry_the_end_flags_of_their_last_step():
+    cfg = train_ddpg.Config(n_steps=2, gamma=0.5, estimator="td0")
+    ends = torch.tensor([False, False, True, False]).view(1, 4, 1)
+    after = {"observation_vector": torch.arange(1.0, 5.0).view(1, 4, 1), "reward": torch.ones(1, 4, 1)}
+    after |= {"done": ends, "terminated": ends, "truncated": torch.zeros_like(ends)}
+    root = {"observation_vector": torch.arange(4.0).view(1, 4, 1), "action": torch.zeros(1, 4, 1), "next": after}
+    batch = pipeline.prepare(cfg, TensorDict(root, [1, 4]))
+    assert batch["next", "terminated"].flatten().tolist() == [False, True, True, False]
+    assert batch["next", "observation_vector"].flatten().tolist() == [2, 3, 3, 4]
+    assert batch["next", "reward"].flatten().tolist() == [1.5, 1.5, 1, 1]
+    assert batch["steps_to_next_obs"].flatten().tolist() == [2, 2, 1, 1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize("workers", ["--env.no-parallel", pytest.param("--env.parallel", marks=pytest.mark.slow)])
+def test_ctrl_c_saves_and_ends_everything(tmp_path, workers):
+    words = [*SMALL, workers, "--total-frames", "1000000", "--eval.interval", "0", "--output-dir", str(tmp_path)]
+    command = [sys.executable, str(EXAMPLES / "train_ddpg.py"), *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        metrics, deadline = tmp_path / "metrics.csv", time.monotonic() + 200
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the trainer and to its workers
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "actor" in torch.load(tmp_path / "policy.pt", weights_only=True)
+    assert (tmp_path / "learning_curve.png").exists()
+    assert group_ends(process.pid, seconds=10)
+
+
+@pytest.mark.slow
+def test_pendulum_preset_learns(monkeypatch, tmp_path):
+    assert run(monkeypatch, "pendulum", "--output-dir", tmp_path) == 0
+    assert evaluations(tmp_path)[-1] > -200
