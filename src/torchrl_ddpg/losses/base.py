@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,25 +11,12 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.data import TensorSpec
-from torchrl.envs.utils import set_exploration_type
-from torchrl.modules import set_recurrent_mode
 
 from torchrl_ddpg import checks, functional, value_estimators
 from torchrl_ddpg.losses import bounds as action_bounds
 from torchrl_ddpg.losses.batch import Batch, hide, under_next
+from torchrl_ddpg.losses.calls import Entries, in_loss_modes
 from torchrl_ddpg.losses.configuration import ConfigurableLoss
-from torchrl_ddpg.losses.networks import Entries
-
-
-def in_loss_modes(method: Callable) -> Callable:
-    """Run a public method with deterministic actions and recurrent networks over whole sequences."""
-
-    @functools.wraps(method)
-    def call(self: DeterministicPolicyLoss, *args: Any, **kwargs: Any) -> Any:
-        with set_exploration_type(self.deterministic_sampling_mode), set_recurrent_mode(True):
-            return method(self, *args, **kwargs)
-
-    return call
 
 
 class DeterministicPolicyLoss(ConfigurableLoss):
