@@ -60,7 +60,7 @@ def test_q_converges_to_one_whichever_way_outputs_are_summed(lib):
         optimizer.step()
         updater.step()
     loss.value_network(data)
-    assert data["state_action_value"].mean().item() == pytest.approx(1.0, abs=5e-3)
+    assert data["state_action_value"].mean().item() == pytest.approx(1.0, abs=1e-3)
 
 
 @both
