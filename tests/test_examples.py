@@ -265,4 +265,4 @@ def test_ctrl_c_saves_and_ends_everything(tmp_path, workers):
 @pytest.mark.slow
 def test_pendulum_preset_learns(monkeypatch, tmp_path):
     assert run(monkeypatch, "pendulum", "--output-dir", tmp_path) == 0
-    assert evaluations(tmp_path)[-1] > -200
+    assert evaluations(tmp_path)[-1] > -300  # random actions get about -1,200; docs/results.md has the measured figures
