@@ -31,7 +31,7 @@ class _Updater(TargetNetUpdater):
         super().__init__(loss_module)
 
     def init_(self) -> None:
-        """Copy the online networks into the targets, whatever the targets hold."""
+        """Copy the online networks into the targets; the constructor's own call spares those loaded or moved."""
         if self.__dict__.get("initialized") or self.loss_module.targets_are_initial():
             for kind in ("parameters", "buffers"):
                 functional.copy_(*self.loss_module.target_pairs(kind))
@@ -57,8 +57,19 @@ class SoftUpdate(_Updater):
         Lillicrap et al. 2016, arXiv:1509.02971, algorithm 1, last step.
 
     Examples:
-        >>> updater = SoftUpdate(loss, tau=0.005)  # doctest: +SKIP
-        >>> updater.step()  # after each optimizer step  # doctest: +SKIP
+        >>> import torch
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl.modules import ValueOperator
+        >>> from torchrl_ddpg import DDPGLoss, SoftUpdate
+        >>> actor = TensorDictModule(torch.nn.Linear(3, 2), in_keys=["observation"], out_keys=["action"])
+        >>> _ = torch.nn.init.zeros_(actor.module.bias)
+        >>> critic = ValueOperator(torch.nn.Bilinear(3, 2, 1), in_keys=["observation", "action"])
+        >>> loss = DDPGLoss(actor, critic)
+        >>> updater = SoftUpdate(loss, tau=0.25)
+        >>> _ = torch.nn.init.constant_(actor.module.bias, 4.0)
+        >>> updater.step()  # after each optimizer step
+        >>> loss.target_actor_network_params["module", "bias"].tolist()
+        [1.0, 1.0]
     """
 
     def __init__(

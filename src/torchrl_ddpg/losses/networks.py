@@ -62,7 +62,7 @@ class Network:
         targets: TensorDictParams | None,
         held_out: Iterable[nn.Parameter] = (),
     ) -> None:
-        self.module, self.params = module, params
+        self.module = module
         held = {id(parameter) for parameter in held_out}
         registered = dict(named_leaves(params))
         self._slots: list[tuple[dict, str, dict, str]] = []
