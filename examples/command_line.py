@@ -20,9 +20,12 @@ from pipeline import make_env
 
 DEFAULT_NAMES = {"gymnasium": "HalfCheetah-v5", "dm-control": "cheetah-run", "torchrl": "PendulumEnv"}
 COUNTS = """total_frames steps_per_batch updates_per_batch n_steps hard_interval hidden threads frame_skip count
-anneal_frames frames batch crop episodes"""
+anneal_frames frames batch crop episodes num_atoms"""
+SIGNED = "v_min v_max"
 POSITIVE = "actor_lr critic_lr max_grad_norm tau dt reward_scale"
 FRACTIONS = "gamma lmbda tau end beta"
+NO_SUPPORT = "--loss d4pg needs --v-min below --v-max: the range of discounted returns, in scaled rewards."
+NO_REPLAY = "--save-replay goes with --loss ddpg, td3 or d4pg, --n-steps 1 and without --env.from-pixels."
 
 
 class UserError(Exception):
@@ -45,9 +48,10 @@ def check_numbers(cfg, flag: str = "--") -> None:
             check_numbers(value, f"{flag}{name}.")
         for number in value if isinstance(value, tuple) else [value] if isinstance(value, int | float) else ():
             low, high = int(name in COUNTS.split()), 1 if name in FRACTIONS.split() else math.inf
-            positive = name in POSITIVE.split()
-            if not low <= number <= high or number == math.inf or (positive and number == 0):
+            positive, signed = name in POSITIVE.split(), name in SIGNED.split()
+            if not (low <= number <= high or signed) or not math.isfinite(number) or (positive and number == 0):
                 accepted = f"{'above' if positive else 'at least'} {low}" + " and at most 1" * (high == 1)
+                accepted = "a finite number" if signed else accepted
                 raise UserError(f"{flag}{name.replace('_', '-')} {number} is out of range; accepted: {accepted}.")
 
 
@@ -67,12 +71,34 @@ def check_env(cfg) -> None:
         raise UserError(f"--env.name {cfg.name} has no continuous, bounded actions; DDPG needs them.")
 
 
+def check_loss(cfg) -> None:
+    """Refuse what the loss cannot learn with."""
+    d4pg, bc = cfg.loss == "d4pg", cfg.loss == "td3-bc"
+    td0, single, states = cfg.estimator == "td0", cfg.n_steps == 1, not cfg.env.from_pixels
+    transitions = td0 and single and cfg.replay.unit == "transition"
+    from_data = "OUTPUT/replay of a run with --save-replay, or the id of a Minari dataset on this machine"
+    for right, sentence in (
+        (td0 or not d4pg, "--loss d4pg goes with --estimator td0 alone."),
+        (cfg.v_min < cfg.v_max or not d4pg, NO_SUPPORT),
+        (cfg.num_atoms > 1, "--num-atoms 1 is out of range; accepted: at least 2."),
+        (cfg.offline_data or not bc, f"--loss td3-bc needs --offline-data: {from_data}."),
+        (bc or not cfg.offline_data, "--offline-data goes with --loss td3-bc alone."),
+        (transitions or not bc, "--loss td3-bc needs --estimator td0 --replay.unit transition --n-steps 1."),
+        (states or not bc, "--env.from-pixels does not go with --loss td3-bc."),
+        ((single and states and not bc) or not cfg.save_replay, NO_REPLAY),
+    ):
+        if not right:
+            raise UserError(sentence)
+
+
 def check(cfg) -> None:
     """Refuse what cannot work before any work starts, and fill in what was left open."""
     check_numbers(cfg)
+    check_loss(cfg)
     cuda, env, td0 = torch.cuda.is_available(), cfg.env, cfg.estimator == "td0"
     env.name = env.name or DEFAULT_NAMES[env.backend]
-    early, ray = cfg.init_random_frames <= cfg.total_frames, importlib.util.find_spec("ray")
+    early = cfg.init_random_frames <= cfg.total_frames or cfg.loss == "td3-bc"
+    ray = importlib.util.find_spec("ray")
     for right, sentence in (
         (cuda or cfg.device != "cuda", "--device cuda: PyTorch finds no CUDA device; accepted here: auto, cpu."),
         (early, "--init-random-frames is above --total-frames; accepted: at most it."),

@@ -91,20 +91,29 @@ def measure_random_policy(cfg):
     env.close()
     if not cfg.env.normalise or cfg.env.from_pixels:
         return value, None
-    seen = torch.cat([run["observation_vector"] for run in runs])
-    return value, (seen.mean(0), seen.std(0).clamp_min(1e-2))  # an entry may stand still under random actions
+    return value, statistics(torch.cat([run["observation_vector"] for run in runs]))
+
+
+def statistics(observations):
+    """Mean and deviation of each entry of the observations."""
+    return observations.mean(0), observations.std(0).clamp_min(1e-2)  # an entry may stand still
 
 
 def make_networks(cfg, env):
-    """Actor and critic, whose lazy layers have seen one step."""
+    """Actor and critic as the loss's paper has them, whose lazy layers have seen one step."""
     spec, key, size = env.action_spec_unbatched, "observation_vector", env.action_spec.shape[-1]
     common = {"activation_class": getattr(torch.nn, cfg.activation), "depth": None}
+    outputs = {"out_features": cfg.num_atoms if cfg.loss == "d4pg" else 1}
     if cfg.env.from_pixels:
-        net, out_keys, value = modules.DdpgCnnActor(size), ["param", "hidden"], modules.DdpgCnnQNet()
+        net, out_keys = modules.DdpgCnnActor(size), ["param", "hidden"]
+        value = modules.DdpgCnnQNet(mlp_net_kwargs=outputs)
     else:
         net, out_keys = modules.DdpgMlpActor(size, common | {"num_cells": list(cfg.hidden)}), ["param"]
-        first = common | {"depth": 0, "out_features": cfg.hidden[0]}
-        value = modules.DdpgMlpQNet(first, common | {"num_cells": list(cfg.hidden[1:])})
+        if cfg.loss in ("td3", "td3-bc"):  # TD3's critics see the action at the first layer, the others' after it
+            value = modules.MLP(num_cells=list(cfg.hidden), **common, **outputs)
+        else:
+            first = common | {"depth": 0, "out_features": cfg.hidden[0]}
+            value = modules.DdpgMlpQNet(first, common | outputs | {"num_cells": list(cfg.hidden[1:])})
     squash = {"distribution_kwargs": {"low": spec.space.low, "high": spec.space.high}}
     squash["distribution_class"] = modules.TanhDelta
     actor = modules.ProbabilisticActor(TensorDictModule(net, [key], out_keys), ["param"], spec=spec, **squash)
@@ -125,10 +134,10 @@ def make_exploration(cfg, actor, spec):
     return TensorDictSequential(actor, module), module
 
 
-def make_replay(cfg):
+def make_replay(cfg, size: int = 0):
     """Replay in memory-mapped files: stretches of trajectories, sampled as random crops, or single transitions."""
     replay, options = cfg.replay, {"prefetch": cfg.replay.prefetch or None, "priority_key": "td_error"}
-    size = math.ceil(min(replay.frames, cfg.total_frames) / cfg.env.frame_skip)
+    size = size or math.ceil(min(replay.frames, cfg.total_frames) / cfg.env.frame_skip)
     if replay.unit == "trajectory":
         size = math.ceil(size / cfg.steps_per_batch)
         if replay.crop < cfg.steps_per_batch:
@@ -184,7 +193,7 @@ class Recorder(contextlib.AbstractContextManager):
 
     losses = ("loss_value", "loss_actor", "target_value", "grad_norm_critic", "grad_norm_actor")
     shown = ("reward", "train_return", "eval_return", *losses)
-    columns = ("frames", *shown, "pred_value", "updates", "seconds")
+    columns = ("frames", *shown, "pred_value", "target_outside_support", "updates", "seconds")
 
     def __init__(self, cfg, actor, eval_env, stats, random_return: float):
         self.cfg, self.actor, self.eval_env, self.stats, self.random_return = cfg, actor, eval_env, stats, random_return
@@ -199,16 +208,21 @@ class Recorder(contextlib.AbstractContextManager):
         self.board = import_module("torch.utils.tensorboard").SummaryWriter(folder) if cfg.tensorboard else None
 
     def note(self, **values) -> None:
-        """Keep values, whose means make the next row."""
+        """Keep values, whose means make the next row; TD3 calls the critics' loss `loss_qvalue`."""
         for key, value in values.items():
+            key = "loss_value" if key == "loss_qvalue" else key
             if key in self.columns:
                 self.noted.setdefault(key, []).append(value.detach().float().mean())
 
-    def collected(self, batch) -> None:
-        """Count a batch; note its rewards and the returns of the episodes that ended in it."""
-        after, frames = batch["next"], batch.numel() * self.cfg.env.frame_skip
+    def advance(self, frames: int) -> None:
+        """Count frames."""
         self.frames += frames
         self.bar.update(frames)
+
+    def collected(self, batch) -> None:
+        """Count a batch; note its rewards and the returns of the episodes that ended in it."""
+        after = batch["next"]
+        self.advance(batch.numel() * self.cfg.env.frame_skip)
         self.note(reward=after["reward"] / self.cfg.env.reward_scale)
         if after["done"].any():
             self.note(train_return=after["episode_reward"][after["done"]])
@@ -253,7 +267,7 @@ class Recorder(contextlib.AbstractContextManager):
             axes.plot([x for x, _ in points], [y for _, y in points], style, label=label)
         axes.axhline(self.random_return, color="grey", ls="--", label="random policy")
         axes.set(xlabel="frames (simulator steps)", ylabel="return of an episode (environment's reward units)")
-        axes.set_title(f"DDPG on {env.name}, frame skip {env.frame_skip}, seed {self.cfg.seed}")
+        axes.set_title(f"{self.cfg.loss.upper()} on {env.name}, frame skip {env.frame_skip}, seed {self.cfg.seed}")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend()
         figure.savefig(self.cfg.output_dir / "learning_curve.png")

@@ -1,8 +1,7 @@
-"""Train DDPG (Lillicrap et al. 2016, algorithm 1): ``python train_ddpg.py [PRESET] [--flags]``."""
+"""Train DDPG (Lillicrap et al. 2016, algorithm 1) or a descendant: ``python train_ddpg.py [PRESET] [--flags]``."""
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import sys
@@ -17,8 +16,9 @@ from typing import Literal
 import torch
 
 import command_line
+import offline
 import pipeline
-from torchrl_ddpg import DDPGLoss, HardUpdate, SoftUpdate
+from learners import make_learner
 
 
 @dataclass
@@ -72,12 +72,19 @@ class EvalConfig:
 
 @dataclass
 class Config:
-    """Train DDPG. Presets: tutorial (the default), mujoco, pendulum. A frame is one step of the simulator."""
+    """Train DDPG or a descendant. Presets: tutorial (the default), mujoco, pendulum. A frame is a simulator step."""
 
     env: EnvConfig = field(default_factory=EnvConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    loss: Literal["ddpg", "td3", "td3-bc", "d4pg"] = "ddpg"  # Paper to follow; td3-bc learns from offline-data alone.
+    policy_delay: int = 0  # Updates of the critic to one of actor and targets; 0 = the paper's (TD3: 2, else 1).
+    v_min: float = 0.0  # d4pg: lowest discounted return in scaled rewards, such as lowest reward / (1 - gamma).
+    v_max: float = 0.0  # d4pg: highest; right if target_outside_support in metrics.csv stays near 0.
+    num_atoms: int = 51  # d4pg: returns between the two to which the critic gives probabilities.
+    offline_data: str = ""  # td3-bc: the replay folder of a run with save-replay, or a Minari dataset on this machine.
+    save_replay: bool = False  # Write the replay buffer to OUTPUT-DIR/replay in the end, for td3-bc.
     total_frames: int = 64_000  # Frames to train for, rounded up to whole batches.
     init_random_frames: int = 5_000  # Frames of random actions before learning begins; whole batches.
     collector: Literal["sync", "async", "ray"] = "sync"  # Collect between updates, or meanwhile, or with Ray.
@@ -129,36 +136,15 @@ PRESETS = {
         steps_per_batch=50,
         updates_per_batch=50,
         estimator="td0",
+        v_min=-163.0,  # the lowest reward, -16.3, scaled, for ever
     ),
 }
 
 
-def make_learner(cfg: Config, actor, critic, spec) -> tuple:
-    """The loss, which holds the target networks, what moves them, and the optimizers."""
-    loss = DDPGLoss(actor, critic, action_spec=spec)
-    lmbda = {"lmbda": cfg.lmbda} if cfg.estimator == "td_lambda" else {}
-    loss.make_value_estimator(cfg.estimator, gamma=cfg.gamma, **lmbda)
-    hard = {"value_network_update_interval": cfg.hard_interval}
-    targets = SoftUpdate(loss, tau=cfg.tau) if cfg.target_update == "soft" else HardUpdate(loss, **hard)
-    adam = functools.partial(torch.optim.Adam, fused=True)
-    critic_adam = adam(critic.parameters(), lr=cfg.critic_lr, weight_decay=cfg.critic_weight_decay)
-    return loss, targets, {"critic": critic_adam, "actor": adam(actor.parameters(), lr=cfg.actor_lr)}
-
-
-def update(loss: DDPGLoss, optimizers: dict, max_grad_norm: float, sample) -> dict:
-    """Descend the critic's loss and the actor's; neither reaches the other's network."""
-    losses = loss(sample)
-    (losses["loss_value"] + losses["loss_actor"]).backward()
-    norms = {}
-    for name, optimizer in optimizers.items():
-        norms[f"grad_norm_{name}"] = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses.to_dict() | norms
-
-
 def train(cfg: Config) -> bool:
     """Run algorithm 1 for `total_frames` frames or until Ctrl-C, and save what was learned; True after Ctrl-C."""
+    if cfg.loss == "td3-bc":
+        return offline.train(cfg)
     torch.manual_seed(cfg.seed)
     torch.set_num_threads(cfg.threads)
     random_return, stats = pipeline.measure_random_policy(cfg)
@@ -166,11 +152,12 @@ def train(cfg: Config) -> bool:
     # Initialise critic Q and actor mu, their targets Q' and mu', the noise N and the replay buffer R.
     actor, critic = pipeline.make_networks(cfg, eval_env)
     policy, noise = pipeline.make_exploration(cfg, actor, eval_env.action_spec_unbatched)
-    loss, targets, optimizers = make_learner(cfg, actor, critic, eval_env.action_spec_unbatched)
+    update = make_learner(cfg, actor, critic, eval_env.action_spec_unbatched)
     replay = pipeline.make_replay(cfg)
     with (
         pipeline.Recorder(cfg, actor, eval_env, stats, random_return) as recorder,
         pipeline.collecting(cfg, stats, policy) as (collector, stop),
+        offline.saving_replay(cfg, replay, stats),
     ):
         for batch in collector:
             # Act with mu(s) + N for a while; store actions, rewards and next states in R.
@@ -181,11 +168,10 @@ def train(cfg: Config) -> bool:
                     return True
                 # Sample a minibatch from R.
                 sample = replay.sample().to(cfg.device)
-                # Descend (y - Q(s, a))^2 with y = r + gamma Q'(s', mu'(s')), and ascend Q(s, mu(s)).
-                recorder.note(**update(loss, optimizers, cfg.max_grad_norm, sample))
+                # Descend (y - Q(s, a))^2 with y = r + gamma Q'(s', mu'(s')), then ascend Q(s, mu(s)),
+                # then move Q' and mu' towards Q and mu.
+                recorder.note(**update(sample))
                 replay.update_tensordict_priority(sample)
-                # Move Q' and mu' towards Q and mu.
-                targets.step()
                 recorder.updates += 1
             collector.update_policy_weights_()
             noise.step(batch.numel())

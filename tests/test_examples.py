@@ -1,4 +1,4 @@
-"""The example trainer: command line, output folder, repeatability, Ctrl-C."""
+"""The example trainer: command line, losses, offline data, output folder, repeatability, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,28 +12,37 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 import yaml
 from tensordict import TensorDict
+from torchrl.data import Bounded
 from torchrl.envs import PendulumEnv
+
+from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, TD3BCLoss, TD3Loss
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 pipeline = pytest.importorskip("pipeline", exc_type=ImportError)
 command_line = pytest.importorskip("command_line", exc_type=ImportError)
+learners = pytest.importorskip("learners", exc_type=ImportError)
+offline = pytest.importorskip("offline", exc_type=ImportError)
 train_ddpg = pytest.importorskip("train_ddpg", exc_type=ImportError)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:glfw")
 HEADER = (
     "frames,reward,train_return,eval_return,loss_value,loss_actor,target_value,grad_norm_critic,grad_norm_actor,"
-    "pred_value,updates,seconds"
+    "pred_value,target_outside_support,updates,seconds"
 )
 SMALL = shlex.split(
     "--env.no-parallel --env.count 2 --env.max-steps 20 --env.random-steps 40 --total-frames 400 "
     "--init-random-frames 100 --steps-per-batch 25 --updates-per-batch 3 --replay.batch 8 --eval.interval 200 "
     "--hidden 16 16"
 )
+
+OFFLINE = [*SMALL, *shlex.split("--loss td3-bc --estimator td0 --replay.unit transition --env.name Pendulum-v1")]
 
 
 class OnesEnv(PendulumEnv):
@@ -95,6 +104,20 @@ def no_training(cfg):
         ("--init-random-frames 999999", "--init-random-frames is above --total-frames; accepted: at most it."),
         ("--replay.unit transition", "--replay.unit transition goes with --estimator td0 alone."),
         ("--n-steps 3", "--n-steps above 1 goes with --estimator td0 alone."),
+        ("--policy-delay -1", "--policy-delay -1 is out of range; accepted: at least 0."),
+        ("--num-atoms 1", "--num-atoms 1 is out of range; accepted: at least 2."),
+        ("--v-min nan", "--v-min nan is out of range; accepted: a finite number."),
+        ("--v-max inf", "--v-max inf is out of range; accepted: a finite number."),
+        ("--loss d4pg --v-max 1", "--loss d4pg goes with --estimator td0 alone."),
+        ("mujoco --loss d4pg", "--loss d4pg needs --v-min below --v-max: the range of discounted returns, in scaled"),
+        ("pendulum --loss td3-bc", "--loss td3-bc needs --offline-data: OUTPUT/replay of a run with --save-replay, or"),
+        ("--loss td3 --offline-data x", "--offline-data goes with --loss td3-bc alone."),
+        ("--loss td3-bc --offline-data x", "td3-bc needs --estimator td0 --replay.unit transition --n-steps 1."),
+        ("pendulum --loss td3-bc --offline-data x --n-steps 2", "--replay.unit transition --n-steps 1."),
+        ("pendulum --loss td3-bc --offline-data x --env.from-pixels", "pixels does not go with --loss td3-bc."),
+        ("pendulum --loss td3-bc --offline-data x --save-replay", "--save-replay goes with --loss ddpg, td3 or d4pg,"),
+        ("pendulum --save-replay --n-steps 2", "d4pg, --n-steps 1 and without --env.from-pixels."),
+        ("pendulum --save-replay --env.from-pixels", "d4pg, --n-steps 1 and without --env.from-pixels."),
         ("--env.backend torchrl --env.max-steps 0", "--env.max-steps 0: TorchRL's environments never end."),
         ("--env.name CartPole-v1", "--env.name CartPole-v1 has no continuous, bounded actions; DDPG needs them."),
         ("--env.name HalfChetah-v5", "--env.name HalfChetah-v5 is unknown to gymnasium; names like it: HalfCheetah-v5"),
@@ -177,11 +200,17 @@ def test_run_writes_its_folder(monkeypatch, tmp_path, backend):
         "--estimator td0 --replay.unit transition --n-steps 3 --replay.sampler prioritised --noise.kind gaussian",
         "--estimator td1 --target-update hard --hard-interval 2 --noise.kind none --replay.prefetch 2",
         "--replay.sampler prioritised --env.no-normalise --activation ELU --replay.crop 10 --tensorboard",
+        "--loss td3 --replay.sampler prioritised",
+        "--loss td3 --estimator td0 --replay.unit transition --n-steps 3 --policy-delay 3",
+        "--loss d4pg --estimator td0 --v-min -100 --n-steps 3 --replay.unit transition --replay.sampler prioritised",
+        "--loss d4pg --estimator td0 --v-min -100 --num-atoms 11 --target-update hard",
     ],
 )
 def test_every_part_runs(monkeypatch, tmp_path, words):
     assert run(monkeypatch, "--env.backend", "torchrl", *SMALL, *words.split(), "--output-dir", tmp_path) == 0
     assert float(rows(tmp_path)[-1]["loss_value"]) >= 0
+    assert float(rows(tmp_path)[-1]["loss_actor"])
+    assert (rows(tmp_path)[-1]["target_outside_support"] != "") == ("d4pg" in words)
 
 
 def test_returns_are_in_the_environments_units(monkeypatch, tmp_path):
@@ -239,6 +268,194 @@ def test_n_step_returns_carry_the_end_flags_of_their_last_step():
     assert batch["next", "observation_vector"].flatten().tolist() == [2, 3, 3, 4]
     assert batch["next", "reward"].flatten().tolist() == [1.5, 1.5, 1, 1]
     assert batch["steps_to_next_obs"].flatten().tolist() == [2, 2, 1, 1]
+
+
+class PixelEnv:
+    """What the networks ask of an environment: its actions, and a step of three stacked images."""
+
+    action_spec = action_spec_unbatched = Bounded(-2.0, 2.0, (1,))
+
+    @staticmethod
+    def fake_tensordict():
+        return TensorDict({"observation_vector": torch.zeros(9, 64, 64)}, [])
+
+
+def built(loss, env=None, **options):
+    """The critic and the update that settings give."""
+    options |= {"estimator": "td0", "v_min": -10.0, "num_atoms": 7, "hidden": (16, 8), "device": "cpu"}
+    cfg = train_ddpg.Config(loss=loss, **options)
+    cfg.env.from_pixels = env is not None
+    env = env or pipeline.make_env(train_ddpg.EnvConfig(backend="torchrl", name="PendulumEnv"), training=False)
+    actor, critic = pipeline.make_networks(cfg, env)
+    return critic, learners.make_learner(cfg, actor, critic, env.action_spec_unbatched)
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "delay", "critics", "first", "outputs"),
+    [
+        ("ddpg", DDPGLoss, 1, 1, 2, 1),
+        ("td3", TD3Loss, 2, 2, 3, 1),
+        ("td3-bc", TD3BCLoss, 2, 2, 3, 1),
+        ("d4pg", D4PGLoss, 1, 1, 2, 7),
+    ],
+)
+def test_networks_and_delay_follow_the_loss(loss, kind, delay, critics, first, outputs):
+    critic, update = built(loss)
+    sizes = [tuple(weight.shape) for weight in critic.parameters() if weight.ndim == 2]
+    assert (sizes[0], sizes[-1]) == ((16, first), (outputs, 8))
+    assert type(update.loss) is kind
+    assert update.policy_delay == delay
+    held = [len(group["params"]) for group in update.critic_optimizer.param_groups]
+    assert held == [critics * len(list(critic.parameters()))]
+    _, update = built(loss, policy_delay=3, target_update="hard")
+    assert (update.policy_delay, type(update.target_updater)) == (3, HardUpdate)
+
+
+@pytest.mark.parametrize("loss", ["ddpg", "td3", "d4pg"])
+def test_every_loss_that_collects_learns_from_pixels(loss):
+    _, update = built(loss, PixelEnv)
+    flag, seen = torch.zeros(2, 1, dtype=torch.bool), torch.rand(2, 9, 64, 64)
+    after = {"observation_vector": seen, "reward": torch.ones(2, 1), "done": flag, "terminated": flag}
+    batch = TensorDict({"observation_vector": seen, "action": torch.zeros(2, 1), "next": after}, [2])
+    assert all(value.isfinite().all() for _ in range(2) for value in update(batch).values())
+
+
+@pytest.fixture
+def minari(monkeypatch, tmp_path):
+    """Minari with `two/ends-v0`, a truncated and a terminated episode of 5 steps, and `dict/seen-v0`."""
+    minari = pytest.importorskip("minari")
+    buffers = pytest.importorskip("minari.data_collector.episode_buffer")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    random, last = np.random.default_rng(0), np.arange(5) == 4
+    box = gymnasium.spaces.Box(-9.0, 9.0, (3,))
+    options = {"action_space": gymnasium.spaces.Box(-2.0, 2.0, (1,)), "algorithm_name": "random", "description": "x"}
+    options |= {"author": "x", "author_email": "x", "code_permalink": "x"}
+    options |= {"env": "Pendulum-v1", "eval_env": "Pendulum-v1"}
+    episodes, named = [], []
+    for number in range(2):
+        seen, actions = random.normal(size=(6, 3)).astype("float32"), random.uniform(size=(5, 1)).astype("float32")
+        rest = {"actions": actions, "rewards": list(random.normal(size=5)), "infos": {}}
+        rest |= {"truncations": list(last & (number == 0)), "terminations": list(last & (number == 1))}
+        episodes.append(buffers.EpisodeBuffer(id=number, observations=seen, **rest))
+        named.append(buffers.EpisodeBuffer(id=number, observations={"x": seen}, **rest))
+    minari.create_dataset_from_buffers("two/ends-v0", episodes, observation_space=box, **options)
+    spaces = gymnasium.spaces.Dict({"x": box})
+    minari.create_dataset_from_buffers("dict/seen-v0", named, observation_space=spaces, **options)
+    return minari
+
+
+def offline_config(data, **env):
+    options = {"backend": "gymnasium", "name": "Pendulum-v1", "max_steps": 20, "frame_skip": 1} | env
+    return train_ddpg.Config(loss="td3-bc", offline_data=str(data), env=train_ddpg.EnvConfig(**options))
+
+
+def test_minari_episodes_become_transitions_within_episodes(minari):
+    found = offline.load(offline_config("two/ends-v0"))
+    after = found["next"]
+    assert found.shape == (10,)
+    follows = (found["observation_vector"][1:] == after["observation_vector"][:-1]).all(-1).tolist()
+    assert follows == [True] * 4 + [False] + [True] * 4
+    ends = {key: after[key].flatten().nonzero().flatten().tolist() for key in pipeline.END_KEYS}
+    assert ends == {"done": [4, 9], "terminated": [9], "truncated": [4]}
+    first = minari.load_dataset("two/ends-v0")[0]
+    np.testing.assert_allclose(after["reward"][:5, 0], first.rewards, rtol=1e-6)
+    np.testing.assert_array_equal(found["action"][:5], first.actions)
+
+
+def test_td3_bc_learns_from_minari_with_its_statistics(monkeypatch, tmp_path, minari):
+    words = ["--offline-data", "two/ends-v0", "--output-dir", tmp_path / "out"]
+    assert run(monkeypatch, *OFFLINE, *words) == 0
+    assert [(row["frames"], row["updates"]) for row in rows(tmp_path / "out")] == [("200", "6"), ("400", "12")]
+    assert len(evaluations(tmp_path / "out")) == 2
+    seen = offline.load(offline_config("two/ends-v0"))["observation_vector"]
+    mean, deviation = torch.load(tmp_path / "out" / "policy.pt", weights_only=True)["stats"]
+    torch.testing.assert_close(mean, seen.mean(0))
+    torch.testing.assert_close(deviation, seen.std(0))
+
+
+@pytest.mark.parametrize("unit", ["trajectory", "transition"])
+def test_td3_bc_learns_from_a_replay_folder_in_the_environments_units(monkeypatch, tmp_path, unit):
+    scaled = ["--env.name", "Pendulum-v1", "--estimator", "td0", "--replay.unit", unit, "--env.reward-scale", "0.01"]
+    for frames in ("600", "400"):  # the second replaces the first
+        words = ["--save-replay", "--total-frames", frames, "--output-dir", tmp_path / "first"]
+        assert run(monkeypatch, *SMALL, *scaled, *words) == 0
+    found = offline.load(offline_config(tmp_path / "first" / "replay"))
+    assert found.shape == (200,)
+    assert set(found.keys()) == {"observation_vector", "action", "next"}
+    for part in (found, found["next"]):
+        cosine, sine, speed = part["observation_vector"].unbind(-1)
+        torch.testing.assert_close(cosine**2 + sine**2, torch.ones(200))
+        assert speed.abs().max() > 1.5
+    assert found["next", "reward"].mean() < -1
+    words = ["--offline-data", tmp_path / "first" / "replay", "--output-dir", tmp_path / "second"]
+    assert run(monkeypatch, *OFFLINE, *words) == 0
+    assert rows(tmp_path / "second")[-1]["updates"] == "12"
+
+
+def test_ctrl_c_saves_what_was_learned_from_data(monkeypatch, tmp_path, minari):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.Recorder, "advance", interrupt)
+    assert run(monkeypatch, *OFFLINE, "--offline-data", "two/ends-v0", "--output-dir", tmp_path / "out") == 130
+    assert "actor" in torch.load(tmp_path / "out" / "policy.pt", weights_only=True)
+
+
+def test_offline_rewards_are_scaled_and_observations_normalised(monkeypatch, minari):
+    stored = []
+    monkeypatch.setattr(pipeline, "Recorder", lambda *_: pytest.fail("stop"))
+    make = pipeline.make_replay
+
+    def watched(cfg, size):
+        replay = make(cfg, size)
+        monkeypatch.setattr(replay, "extend", stored.append)
+        return replay
+
+    monkeypatch.setattr(pipeline, "make_replay", watched)
+    cfg = offline_config("two/ends-v0", reward_scale=0.5, random_steps=20)
+    cfg.estimator, cfg.device, cfg.replay.unit = "td0", "cpu", "transition"
+    with pytest.raises(pytest.fail.Exception, match="stop"):
+        offline.train(cfg)
+    raw = offline.load(cfg)
+    torch.testing.assert_close(stored[0]["next", "reward"], raw["next", "reward"] * 0.5)
+    seen = stored[0]["observation_vector"]
+    torch.testing.assert_close(seen.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std(0), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "sentence"),
+    [
+        ("no/such-v0", "", "is no folder and no Minari dataset on this machine; those are: dict/seen-v0, two/ends-v0."),
+        (".", "", "it is no replay folder (accepted: OUTPUT/replay of a run with --save-replay, or the id of"),
+        ("dict/seen-v0", "", "its observations or actions are a dict or a tuple of arrays, not one array"),
+        (
+            "two/ends-v0",
+            "--env.name MountainCarContinuous-v0",
+            "its observations are of shape (3,), those of --env.name MountainCarContinuous-v0 of (2,)",
+        ),
+    ],
+)
+def test_unfit_data_is_told_in_one_sentence(monkeypatch, capsys, tmp_path, minari, data, words, sentence):
+    status = run(monkeypatch, *OFFLINE, "--offline-data", data, *words.split(), "--output-dir", tmp_path / "out")
+    error = capsys.readouterr().err
+    assert status == 2
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_actions_of_another_shape_are_refused(monkeypatch, minari):
+    episode = offline.to_transitions(minari.load_dataset("two/ends-v0")[0])
+    episode["action"] = torch.zeros(5)
+    monkeypatch.setattr(offline, "read_minari", lambda _: episode)
+    with pytest.raises(command_line.UserError, match=r"its actions are of shape \(\), those of .* of \(1,\)"):
+        offline.load(offline_config("two/ends-v0"))
+
+
+def test_absent_minari_is_refused(monkeypatch):
+    monkeypatch.setattr(offline.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(command_line.UserError, match=r"pip install 'minari\[hdf5\]'\.$"):
+        offline.load(offline_config("two/ends-v0"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
