@@ -65,18 +65,19 @@ def read_minari(name: str):
 
 def load(cfg):
     """The data's transitions in the environment's own units; refused if they are not of its shapes."""
-    with refusing(f"--offline-data {cfg.offline_data}", ACCEPTED):
-        folder = Path(cfg.offline_data)
+    folder = Path(cfg.offline_data)
+    with refusing(f"--offline-data {folder}", ACCEPTED):
         if folder.is_dir() and not (folder / "observation_vector.memmap").exists():
             raise ValueError("it is no replay folder")
         found = TensorDict.load_memmap(folder).clone() if folder.is_dir() else read_minari(cfg.offline_data)
-        env = pipeline.make_env(cfg.env, training=False)
-        specs = {"observation_vector": env.observation_spec["observation_vector"], "action": env.action_spec_unbatched}
-        env.close()
-        for key, spec in specs.items():
-            what, is_, wanted = key.partition("_")[0], tuple(found[key].shape[1:]), tuple(spec.shape)
-            if is_ != wanted:
-                raise ValueError(f"its {what}s are of shape {is_}, those of --env.name {cfg.env.name} of {wanted}")
+    env = pipeline.make_env(cfg.env, training=False)
+    specs = {"observation_vector": env.observation_spec["observation_vector"], "action": env.action_spec_unbatched}
+    env.close()
+    for key, spec in specs.items():
+        what, has, wanted = key.partition("_")[0], tuple(found[key].shape[1:]), tuple(spec.shape)
+        if has != wanted:
+            hint = f"{wanted} is that of --env.name {cfg.env.name}: name the environment that the data comes from"
+            raise UserError(f"--offline-data {folder} has {what}s of shape {has}; {hint}.")
     return found
 
 

@@ -408,12 +408,13 @@ def test_offline_rewards_are_scaled_and_observations_normalised(monkeypatch, min
 
     def watched(cfg, size):
         replay = make(cfg, size)
+        assert replay.storage.max_size == 10  # all the data, however short the training
         monkeypatch.setattr(replay, "extend", stored.append)
         return replay
 
     monkeypatch.setattr(pipeline, "make_replay", watched)
     cfg = offline_config("two/ends-v0", reward_scale=0.5, random_steps=20)
-    cfg.estimator, cfg.device, cfg.replay.unit = "td0", "cpu", "transition"
+    cfg.estimator, cfg.device, cfg.replay.unit, cfg.total_frames = "td0", "cpu", "transition", 4
     with pytest.raises(pytest.fail.Exception, match="stop"):
         offline.train(cfg)
     raw = offline.load(cfg)
@@ -432,7 +433,7 @@ def test_offline_rewards_are_scaled_and_observations_normalised(monkeypatch, min
         (
             "two/ends-v0",
             "--env.name MountainCarContinuous-v0",
-            "its observations are of shape (3,), those of --env.name MountainCarContinuous-v0 of (2,)",
+            "has observations of shape (3,); (2,) is that of --env.name MountainCarContinuous-v0: name the environment",
         ),
     ],
 )
@@ -448,7 +449,7 @@ def test_actions_of_another_shape_are_refused(monkeypatch, minari):
     episode = offline.to_transitions(minari.load_dataset("two/ends-v0")[0])
     episode["action"] = torch.zeros(5)
     monkeypatch.setattr(offline, "read_minari", lambda _: episode)
-    with pytest.raises(command_line.UserError, match=r"its actions are of shape \(\), those of .* of \(1,\)"):
+    with pytest.raises(command_line.UserError, match=r"has actions of shape \(\); \(1,\) is that of"):
         offline.load(offline_config("two/ends-v0"))
 
 
