@@ -102,7 +102,9 @@ class SoftUpdate(_Updater):
         """Move every target parameter by ``tau`` of the way; copy every buffer."""
         targets, sources = self.loss_module.target_pairs("parameters")
         functional.polyak_update_(targets, sources, self.tau)
-        functional.copy_(*self.loss_module.target_pairs("buffers"))
+        buffers, sources = self.loss_module.target_pairs("buffers")
+        if buffers:
+            functional.copy_(buffers, sources)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(tau={self.tau})"

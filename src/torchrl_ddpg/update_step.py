@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchrl.objectives import TargetNetUpdater
 
-from torchrl_ddpg import checks
+from torchrl_ddpg import checks, optimizer_step
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 
 
@@ -107,24 +107,26 @@ class UpdateStep:
         if self.loss.reduction == "none":
             raise ValueError(f"{type(self).__name__}: the loss's reduction is 'none'; accepted: 'mean' or 'sum'.")
         self.count += 1
-        loss, metrics = self.loss.loss_value(batch)
+        read = self.loss.read(batch)
+        loss, metrics = self.loss.loss_value(read)
         norm = self._descend(loss, self.critic_optimizer, "grad_norm_critic")
         metrics = {self.loss.critic_loss_key: loss.detach(), **metrics, **norm}
         if self.count % self.policy_delay == 0:
-            loss, more = self.loss.loss_actor(batch)
+            loss, more = self.loss.loss_actor(read)
             norm = self._descend(loss, self.actor_optimizer, "grad_norm_actor")
             metrics |= {"loss_actor": loss.detach(), **more, **norm}
             self.target_updater.step()
         return metrics
 
     def _descend(self, loss: Tensor, optimizer: Optimizer, name: str) -> dict[str, Tensor]:
-        optimizer.zero_grad()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            parameter.grad = None
         loss.backward()
         norm = {}
         if self.max_grad_norm is not None:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             norm[name] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
+        optimizer_step.step(optimizer)
         return norm
 
     def state_dict(self) -> dict[str, Any]:

@@ -139,11 +139,10 @@ def mean_and_max(name: str, values: Tensor, mask: Tensor | None = None) -> dict[
         >>> mean_and_max("q", torch.tensor([1.0, 3.0]))
         {'q': tensor(2.), 'q_max': tensor(3.)}
     """
-    if mask is not None:
-        same_shape(values=values, mask=mask)
-        total = torch.where(mask, values, 0.0).sum() / mask.sum()
-        values = torch.where(mask, values, -torch.inf)
-    else:
-        total = values.mean()
-    largest = values.max() if values.numel() else total
-    return {name: total, f"{name}_max": torch.where(total.isnan(), total, largest)}
+    if mask is None:
+        mean = values.mean()
+        return {name: mean, f"{name}_max": values.max() if values.numel() else mean}
+    same_shape(values=values, mask=mask)
+    mean = torch.where(mask, values, 0.0).sum() / mask.sum()
+    largest = torch.where(mask, values, -torch.inf).max() if values.numel() else mean
+    return {name: mean, f"{name}_max": torch.where(mean.isnan(), mean, largest)}

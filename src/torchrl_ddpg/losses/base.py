@@ -80,39 +80,52 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             args = (kwargs.pop("tensordict"), *args)
         if args and not isinstance(args[0], Tensor):
             checks.is_tensordict(self._owner, args[0])
+            if len(args) == 1 and not kwargs:
+                return self._forward(args[0])
         if kwargs:
             checks.entry_names(self._owner, kwargs, self.call_keys)
-        return self._forward(*args, **kwargs)
+        return self._dispatched(*args, **kwargs)
 
     @dispatch(source="call_keys")
+    def _dispatched(self, tensordict: TensorDictBase) -> TensorDict:
+        return self._forward(tensordict)
+
     def _forward(self, tensordict: TensorDictBase) -> TensorDict:
-        batch = self._read(tensordict, self._fetched_keys)
+        batch = self.read(tensordict)
         loss_value, metrics = self._critic_term(batch)
         loss_actor, actor_metrics = self._actor_term(batch)
         outputs = {"loss_actor": loss_actor, self.critic_loss_key: loss_value, **metrics, **actor_metrics}
         return TensorDict({key: outputs[key] for key in self.out_keys}, batch_size=[])
 
     @in_loss_modes
-    def loss_value(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_value(self, tensordict: TensorDictBase | Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's loss and metrics; writes the priority. Gradient reaches the critic alone."""
-        return self._critic_term(self._read(tensordict, self._fetched_keys))
+        return self._critic_term(self.read(tensordict))
 
     @in_loss_modes
-    def loss_actor(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_actor(self, tensordict: TensorDictBase | Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The actor's loss and metrics. Gradient reaches the actor alone; only its inputs are read."""
         return self._actor_term(self._read(tensordict, self._actor_fetched_keys))
 
     @in_loss_modes
     def compute_target(self, tensordict: TensorDictBase) -> Tensor:
         """The critic's targets, in the shape of the reward, float32 or wider, without gradient."""
-        return self._targets(self._read(tensordict, self._fetched_keys))[0]
+        return self._targets(self.read(tensordict))[0]
 
-    def _read(self, tensordict: TensorDictBase, names: Iterable[NestedKey]) -> Batch:
+    def read(self, tensordict: TensorDictBase | Batch) -> Batch:
+        """Fetch and check a batch once, for both :meth:`loss_value` and :meth:`loss_actor`."""
+        return self._read(tensordict, self._fetched_keys)
+
+    def _read(self, tensordict: TensorDictBase | Batch, names: Iterable[NestedKey]) -> Batch:
+        if isinstance(tensordict, Batch):
+            return tensordict
         checks.is_tensordict(self._owner, tensordict)
         batch = Batch(self._owner, tensordict, self.tensor_keys, names, self.loss_mask_key)
         if torch.compiler.is_compiling():
             return batch
-        self._warn_without_updater()
+        if not self._warned_updater and not self.has_updater:
+            self._warned_updater = True
+            checks.warn(checks.no_updater(self._owner))
         self._check_live()
         signature = batch.signature()
         fresh = signature not in self._seen
@@ -124,11 +137,6 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             self._seen.clear()
         self._seen.add(signature)
         return batch
-
-    def _warn_without_updater(self) -> None:
-        if not self._warned_updater and not self.has_updater:
-            self._warned_updater = True
-            checks.warn(checks.no_updater(self._owner))
 
     def _check_contents(self, batch: Batch) -> None:
         estimator, gamma = self.value_estimator, batch.gamma()
@@ -166,13 +174,15 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         if value is None:
             written = self.__dict__[self.critic_name].out_keys
             raise checks.no_value(self._owner, self.critic_name, key, written)
-        return value.to(self._dtype)
+        return value if value.dtype == self._dtype else value.to(self._dtype)
 
     def _bounded(self, action: Tensor) -> Tensor:
         """The target actor's action within its range; a leaf may smooth it first."""
-        if self.min_action is not None:
-            checks.bounds_fit(self._owner, self.action_keys[0], action, self.min_action, self.max_action)
-        return action if self.min_action is None else torch.clamp(action, self.min_action, self.max_action)
+        low, high = self._buffers["min_action"], self._buffers["max_action"]
+        if low is None or high is None:
+            return action
+        checks.bounds_fit(self._owner, self.action_keys[0], action, low, high)
+        return torch.clamp(action, low, high)
 
     def _combined(self, values: Tensor) -> Tensor:
         """What the target critics say of the next state, as one value; a leaf with several chooses among them."""
@@ -204,26 +214,22 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         return target, self._report("next_state_value", batch, next_value)
 
     def _ends(self, batch: Batch, done: Tensor) -> Tensor:
-        """Done, or followed by a step that is masked (padding), which no return may be chained to."""
+        """Ends of what returns are chained over; TD(0) chains nothing."""
         if batch.counts is None or not batch.shape or not value_estimators.chains_steps(self._value_estimator):
             return done
-        time = value_estimators.time_dimension(self._value_estimator, batch.source)
-        counts = batch.counts.reshape(*batch.counts.shape, *(1,) * (done.ndim - batch.counts.ndim))
-        last = torch.ones_like(counts.narrow(time, 0, min(1, counts.shape[time])))
-        return done | ~torch.cat([counts.narrow(time, 1, max(0, counts.shape[time] - 1)), last], time)
+        return batch.ends(done, value_estimators.time_dimension(self._value_estimator, batch.source))
 
     def _report(self, name: str, batch: Batch, values: Tensor) -> dict[str, Tensor]:
         """The mean, and the maximum, over the samples that count, if the loss has such outputs."""
         if name not in self.all_out_keys:
             return {}
-        values = batch.samples(values)
+        values = values if batch.mask is None else batch.samples(values)
         metrics = functional.mean_and_max(name, values, batch.mask_like(values))
         return {key: value for key, value in metrics.items() if key in self.all_out_keys}
 
     def _compare(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per-sample loss and signed error of one critic, ``[*B]`` each."""
+        """Per-sample loss and signed error of one critic, ``[*B, 1]`` or ``[*B]`` each."""
         self._like_reward(prediction, target)
-        prediction, target = batch.samples(prediction), batch.samples(target)
         return functional.value_loss(prediction, target, self.loss_function), functional.td_error(prediction, target)
 
     def _expected(self, values: Tensor) -> Tensor:
@@ -241,7 +247,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         for more_loss, more_error in zip(losses[1:], errors[1:], strict=True):
             loss, error = loss + more_loss, torch.maximum(error, more_error.abs())
         loss = self._reduce_term(self.critic_loss_key, loss, batch, weigh=True)
-        batch.write_priority(error if self.priority == "absolute" else error.square())
+        batch.write_priority(batch.samples(error if self.priority == "absolute" else error.square()))
         value = self._expected(values.detach())
         return loss, {
             **self._report("pred_value", batch, value.mean(0) if self._has_ensemble else value),
@@ -254,8 +260,8 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         return target
 
     def _actor_loss(self, value: Tensor, action: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Per-sample loss of the actor, ``[*B]``, from the critic's value of its action, ``[*B, 1]``."""
-        return -batch.samples(value), {}
+        """Per-sample loss of the actor, ``[*B, 1]`` or ``[*B]``, from the critic's value of its action."""
+        return -value, {}
 
     def _actor_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         inputs = batch.current(self._observed_keys)
@@ -282,9 +288,10 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             raise checks.unequal_shapes(self._owner, "the value", key, value, reward_key, reward)
 
     def _reduce_term(self, term: str, loss: Tensor, batch: Batch, *, weigh: bool) -> Tensor:
-        weight, mask = None, batch.mask_like(loss)
-        if weigh and self.use_prioritized_weights is not False:
-            weight = batch.weight_like(loss, required=self.use_prioritized_weights is True)
+        mask, weight, weighs = None, None, weigh and batch.has_weight(self.use_prioritized_weights)
+        if weighs or batch.mask is not None or self.reduction == "none":  # else a view that backward passes through
+            loss = batch.samples(loss)
+            mask, weight = batch.mask_like(loss), batch.weight_like(loss) if weighs else None
         loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
         # Elsewhere than on the CPU the question would wait for the device.
         readable = loss.device.type == "cpu" and not torch.compiler.is_compiling()

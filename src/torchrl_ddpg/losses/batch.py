@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.objectives.common import AUTO_LOSS_MASK_KEYS
 
@@ -40,6 +40,25 @@ def hide(value: Any, counts: Tensor | None) -> Any:
     return torch.where(counts | value.isfinite(), value, 0.0)
 
 
+def fetch(source: TensorDictBase, names: Iterable[NestedKey]) -> dict[NestedKey, Any]:
+    """Entries by name, None where there is none; of a plain TensorDict without a look-up's cost for each."""
+    if type(source) is not TensorDict or torch.compiler.is_compiling():
+        return {name: source.get(name, None) for name in names}
+    roots = dict(source.items())
+    later = roots.get("next")
+    nexts = dict(later.items()) if isinstance(later, TensorDict) and type(later) is TensorDict else None
+    values = {}
+    for name in names:
+        if isinstance(name, str):
+            value = roots.get(name)
+        elif nexts is not None and len(name) == 2 and name[0] == "next":
+            value = nexts.get(name[1])
+        else:
+            value = source.get(name, None) if name[0] in roots else None
+        values[name] = value if value is None or isinstance(value, Tensor) else source.get(name)
+    return values
+
+
 class Batch:
     """One batch on its way through a loss.
 
@@ -60,7 +79,7 @@ class Batch:
         self.mask_keys: tuple[NestedKey, ...] = (
             () if mask_key is None else AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,)
         )
-        self.values = {name: source.get(name, None) for name in (*names, *self.mask_keys)}
+        self.values = fetch(source, (*names, *self.mask_keys))
         self.mask = self._read_mask(required=mask_key != "auto")
 
     def require(self, key: NestedKey, role: str) -> Any:
@@ -87,6 +106,14 @@ class Batch:
         """True for each sample of which anything counts, ``[*B]``; None for everything."""
         depth = len(self.shape)
         return self.mask if self.mask is None or self.mask.ndim == depth else self.mask.flatten(depth).any(-1)
+
+    def ends(self, done: Tensor, time: int) -> Tensor:
+        """Done, or followed along ``time`` by a step that is masked (padding), which no return may be chained to."""
+        if self.counts is None:
+            return done
+        counts = self.counts.reshape(*self.shape, *(1,) * (done.ndim - len(self.shape)))
+        last = torch.ones_like(counts.narrow(time, 0, min(1, counts.shape[time])))
+        return done | ~torch.cat([counts.narrow(time, 1, max(0, counts.shape[time] - 1)), last], time)
 
     def mask_like(self, loss: Tensor) -> Tensor | None:
         """The mask in the shape of per-sample losses."""
@@ -133,20 +160,25 @@ class Batch:
             steps = checks.like_reward(self.owner, self.keys.steps_to_next_obs, steps, reward_key, reward)
         return Transition(hide(reward.to(dtype), self.counts), done, terminated, steps)
 
-    def weight_like(self, loss: Tensor, *, required: bool) -> Tensor | None:
+    def has_weight(self, use: str | bool) -> bool:
+        """Whether importance weights weigh the loss, by the loss's ``use_prioritized_weights``."""
+        if use is True:
+            self.require(self.keys.priority_weight, "the weight that use_prioritized_weights=True asks for")
+        return use is not False and self.values.get(self.keys.priority_weight) is not None
+
+    def weight_like(self, loss: Tensor) -> Tensor:
         """The importance weights in the shape and dtype of per-sample losses."""
         key = self.keys.priority_weight
-        weight = self.values.get(key)
-        if required:
-            weight = self.require(key, "the weight that use_prioritized_weights=True asks for")
-        if weight is None:
-            return None
-        return checks.per_sample(self.owner, key, checks.number(self.owner, key, weight).to(loss.dtype), loss)
+        weight = checks.number(self.owner, key, self.values[key])
+        return checks.per_sample(self.owner, key, weight.to(loss.dtype), loss)
 
     def current(self, keys: Iterable[NestedKey]) -> dict[NestedKey, Any]:
         """The networks' entries of the current state, detached."""
-        counts = self.counts
-        return {key: hide(self.require(key, "an input of the networks").detach(), counts) for key in keys}
+        counts, entries = self.counts, {}
+        for key in keys:
+            value = self.require(key, "an input of the networks")
+            entries[key] = hide(value.detach() if value.requires_grad else value, counts)
+        return entries
 
     def following(
         self, observed: Iterable[NestedKey], keys: Iterable[NestedKey], goes_on: Tensor | None
