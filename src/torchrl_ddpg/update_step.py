@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.optim import Optimizer
 from torchrl.objectives import TargetNetUpdater
 
 from torchrl_ddpg import checks, optimizer_step
+from torchrl_ddpg.cuda_graph import RecordedStep
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
+from torchrl_ddpg.losses.batch import Batch
+from torchrl_ddpg.target_updaters import SoftUpdate
 
 
 class UpdateStep:
@@ -26,11 +29,16 @@ class UpdateStep:
         policy_delay: number of critic steps to one step of actor and targets, at least 1 (DDPG and D4PG: 1, TD3: 2).
             What is skipped is not computed.
         max_grad_norm: norm above which the gradient of a network is scaled down to it, above 0; None for never.
+        compile: whether ``torch.compile`` compiles both terms with their gradients; worth its time on a GPU.
+        cuda_graph: whether the whole step is recorded as a CUDA graph, one for each shape of the batch, and replayed
+            without waiting for the device. The optimizers are made capturable, their learning rates tensors. A graph
+            does not see later changes of the loss's options, of ``tau`` or of train and eval mode.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if a number is out of range, the updater moves another loss, or an optimizer does not hold its
-            network's parameters.
+        ValueError: if a number is out of range, the updater moves another loss, an optimizer does not hold its
+            network's parameters, or ``cuda_graph`` is asked for off a CUDA device or with an optimizer that cannot be
+            recorded.
 
     References:
         Lillicrap et al. 2016, arXiv:1509.02971, algorithm 1; Fujimoto et al. 2018, arXiv:1802.09477, for the delay.
@@ -67,6 +75,8 @@ class UpdateStep:
         target_updater: TargetNetUpdater,
         policy_delay: int = 1,
         max_grad_norm: float | None = None,
+        compile: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         owner = type(self).__name__
         checks.instance(owner, "loss", loss, DeterministicPolicyLoss)
@@ -80,11 +90,22 @@ class UpdateStep:
         if max_grad_norm is not None:
             checks.finite(owner, "max_grad_norm", max_grad_norm, above=0)
         self.count = 0
-        for name, optimizer in (("actor_network", actor_optimizer), (loss.critic_name, critic_optimizer)):
-            role = "actor_optimizer" if name == "actor_network" else "critic_optimizer"
+        self._check_optimizers(owner)
+        self._loss_value, self._loss_actor = loss.loss_value, loss.loss_actor
+        self.compile = checks.boolean(owner, "compile", compile)
+        if compile:
+            self._loss_value, self._loss_actor = self._compiled("loss_value"), self._compiled("loss_actor")
+        self.cuda_graph = checks.boolean(owner, "cuda_graph", cuda_graph)
+        optimizers = {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+        self._step = RecordedStep(owner, self._update, loss, optimizers) if cuda_graph else self._update
+
+    def _check_optimizers(self, owner: str) -> None:
+        names = {"actor_optimizer": "actor_network", "critic_optimizer": self.loss.critic_name}
+        for role, name in names.items():
+            optimizer = getattr(self, role)
             checks.instance(owner, role, optimizer, Optimizer)
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            wanted = [id(p) for p in getattr(loss, f"{name}_params").parameters() if p.requires_grad]
+            wanted = [id(p) for p in getattr(self.loss, f"{name}_params").parameters() if p.requires_grad]
             if wanted and not held.intersection(wanted):
                 raise ValueError(
                     f"{owner}: {role} holds no parameter of {name}; accepted: one built from "
@@ -106,17 +127,48 @@ class UpdateStep:
         """
         if self.loss.reduction == "none":
             raise ValueError(f"{type(self).__name__}: the loss's reduction is 'none'; accepted: 'mean' or 'sum'.")
-        self.count += 1
         read = self.loss.read(batch)
-        loss, metrics = self.loss.loss_value(read)
-        norm = self._descend(loss, self.critic_optimizer, "grad_norm_critic")
-        metrics = {self.loss.critic_loss_key: loss.detach(), **metrics, **norm}
-        if self.count % self.policy_delay == 0:
-            loss, more = self.loss.loss_actor(read)
-            norm = self._descend(loss, self.actor_optimizer, "grad_norm_actor")
-            metrics |= {"loss_actor": loss.detach(), **more, **norm}
+        self.count += 1
+        with_actor = self.count % self.policy_delay == 0
+        metrics = self._step(read, with_actor)
+        if with_actor and not self._moves_targets:
             self.target_updater.step()
         return metrics
+
+    @property
+    def _moves_targets(self) -> bool:
+        """Whether the targets move as part of the step; updaters that count move after it."""
+        return type(self.target_updater) is SoftUpdate
+
+    def _update(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
+        loss, metrics = self._loss_value(batch)
+        norm = self._descend(loss, self.critic_optimizer, "grad_norm_critic")
+        metrics = {self.loss.critic_loss_key: loss.detach(), **metrics, **norm}
+        if with_actor:
+            loss, more = self._loss_actor(batch)
+            norm = self._descend(loss, self.actor_optimizer, "grad_norm_actor")
+            metrics |= {"loss_actor": loss.detach(), **more, **norm}
+            if self._moves_targets:
+                self.target_updater.step()
+        return metrics
+
+    def _compiled(self, term: str) -> Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]:
+        """A term as a compiled function of a batch's tensors; the batch gets its priority."""
+        key = self.loss.tensor_keys.priority
+
+        def of_tensors(batch: TensorDict) -> tuple[tuple[Tensor, dict[str, Tensor]], Tensor | None]:
+            outputs = getattr(self.loss, term)(self.loss.batch(batch))
+            return outputs, batch.get(key, None)
+
+        compiled = torch.compile(of_tensors)
+
+        def of_batch(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            outputs, priority = compiled(batch.over(batch.tensors()))
+            if priority is not None:
+                batch.write_priority(priority)
+            return outputs
+
+        return of_batch
 
     def _descend(self, loss: Tensor, optimizer: Optimizer, name: str) -> dict[str, Tensor]:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

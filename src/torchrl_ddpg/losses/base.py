@@ -120,7 +120,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         if isinstance(tensordict, Batch):
             return tensordict
         checks.is_tensordict(self._owner, tensordict)
-        batch = Batch(self._owner, tensordict, self.tensor_keys, names, self.loss_mask_key)
+        batch = self.batch(tensordict, names)
         if torch.compiler.is_compiling():
             return batch
         if not self._warned_updater and not self.has_updater:

@@ -82,6 +82,15 @@ class Batch:
         self.values = fetch(source, (*names, *self.mask_keys))
         self.mask = self._read_mask(required=mask_key != "auto")
 
+    def tensors(self) -> dict[NestedKey, Tensor]:
+        """The entries that there are."""
+        return {key: value for key, value in self.values.items() if isinstance(value, Tensor)}
+
+    def over(self, tensors: dict[NestedKey, Tensor]) -> TensorDict:
+        """A TensorDict like this batch's with other tensors in it."""
+        names = self.source.names
+        return TensorDict(dict(tensors), batch_size=self.shape, names=names if any(names) else None)
+
     def require(self, key: NestedKey, role: str) -> Any:
         """The entry, or an error that names it, its role and the close names there are."""
         value = self.values.get(key)

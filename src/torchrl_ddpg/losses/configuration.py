@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
 from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_ddpg import checks, value_estimators
-from torchrl_ddpg.losses.batch import under_next
+from torchrl_ddpg.losses.batch import Batch, under_next
 from torchrl_ddpg.losses.parameters import NetworkOwner
 
 Self = TypeVar("Self", bound="ConfigurableLoss")
@@ -73,6 +74,11 @@ class ConfigurableLoss(NetworkOwner):
         if self._value_estimator is not None:
             names = {field.name: getattr(keys, field.name) for field in fields(keys)}
             value_estimators.set_keys(self._value_estimator, value=keys.state_action_value, **names)
+
+    def batch(self, source: TensorDictBase, names: Iterable[NestedKey] | None = None) -> Batch:
+        """What the terms read of a batch, or only ``names`` of it, without the checks that :meth:`read` makes."""
+        names = self._fetched_keys if names is None else names
+        return Batch(self._owner, source, self.tensor_keys, names, self.loss_mask_key)
 
     @property
     def _actor_keys(self) -> list[NestedKey]:

@@ -1,0 +1,158 @@
+"""A step as a CUDA graph: the launches of its kernels recorded once and replayed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from torchrl_ddpg.losses.base import DeterministicPolicyLoss
+from torchrl_ddpg.losses.batch import Batch
+
+Tensors = dict[NestedKey, Tensor]
+
+# Calls before a recording: lazy initialisation, compilation and the optimizers' state must not become part of it.
+WARM_UP = 3
+_DEVICE_TYPE = "cuda"
+
+
+class CudaGraph:
+    """A function of tensors that changes its state in place; recorded after ``WARM_UP`` calls, then replayed.
+
+    A replay copies the inputs to where the kernels read them and never waits for the device. What it gives are copies.
+
+    Args:
+        function: takes and gives a dict of detached tensors on the current CUDA device.
+    """
+
+    def __init__(self, function: Callable[[Tensors], Tensors]) -> None:
+        self.function, self.calls = function, 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: Tensors = {}
+        self.names: list[NestedKey] = []
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        """Call the function, or replay what it does."""
+        self.calls += 1
+        if self.calls <= WARM_UP:
+            return self._call_aside(inputs)
+        if self.graph is None:
+            self.graph = self._record(inputs)
+        else:
+            torch._foreach_copy_(list(self.inputs.values()), [inputs[key] for key in self.inputs])
+        self.graph.replay()
+        scalars = dict(zip(self.names, self.scalars.clone().unbind(), strict=True))
+        return {**scalars, **{key: value.clone() for key, value in self.others.items()}}
+
+    def _call_aside(self, inputs: Tensors) -> Tensors:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            outputs = self.function(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        return outputs
+
+    def _record(self, inputs: Tensors) -> torch.cuda.CUDAGraph:
+        self.inputs = {key: value.detach().clone() for key, value in inputs.items()}
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):  # nothing runs before the replay
+            outputs = self.function(self.inputs)
+            self.names = [key for key, value in outputs.items() if value.ndim == 0]
+            self.scalars = torch.stack([outputs[key] for key in self.names])  # one copy for all of them
+        self.others = {key: value for key, value in outputs.items() if value.ndim}
+        return graph
+
+
+class RecordedStep:
+    """An update as CUDA graphs: one for each kind of batch, with the actor's part and without.
+
+    Args:
+        owner: who asks, for messages.
+        update: the eager step, of a batch and whether the actor takes part.
+        loss: the loss that it descends.
+        optimizers: the actor's and the critic's, by their arguments' names; they are made capturable.
+
+    Raises:
+        ValueError: if the loss is not on a CUDA device, or an optimizer cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        update: Callable[[Batch, bool], dict[str, Tensor]],
+        loss: DeterministicPolicyLoss,
+        optimizers: Mapping[str, Optimizer],
+    ) -> None:
+        device = next(loss.parameters()).device
+        if device.type != _DEVICE_TYPE:
+            raise ValueError(
+                f"{owner}: cuda_graph=True records on a CUDA device and the loss is on {device}; move the loss before "
+                f"the optimizers are built, or leave cuda_graph out."
+            )
+        self.owner, self.update, self.loss, self.optimizers = owner, update, loss, optimizers
+        self._make_capturable()
+        self.graphs: dict[Hashable, CudaGraph] = {}
+        self.recorded: list[Any] = self._held()
+
+    def __call__(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
+        """Do one step."""
+        held = self._held()
+        if len(held) != len(self.recorded) or not all(map(_same, held, self.recorded)):
+            self._make_capturable()
+            self.graphs, self.recorded = {}, self._held()
+        key, priority = (batch.signature(), with_actor), self.loss.tensor_keys.priority
+        if key not in self.graphs:
+            like = batch.over({})
+
+            def step(tensors: Tensors) -> Tensors:
+                copied = self.loss.batch(like.copy().update(tensors))
+                metrics = self.update(copied, with_actor)
+                return {**metrics, "priority": copied.source.get(priority)}
+
+            self.graphs[key] = CudaGraph(step)
+        outputs = self.graphs[key](batch.tensors())
+        batch.write_priority(outputs.pop("priority"))
+        return outputs
+
+    def _make_capturable(self) -> None:
+        for role, optimizer in self.optimizers.items():
+            make_capturable(self.owner, role, optimizer)
+
+    def _held(self) -> list[Any]:
+        """What the graphs have recorded and Python can change: addresses, and the optimizers' numbers."""
+        targets, sources = self.loss.target_pairs("parameters")
+        held: list[Any] = [tensor.data_ptr() for tensor in (*targets, *sources)]
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                held += [parameter.data_ptr() for parameter in group["params"]]
+                held += [value for key, value in group.items() if key != "params"]  # a loaded group's rate is another
+        return held
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value is other if isinstance(value, Tensor) or isinstance(other, Tensor) else value == other
+
+
+def make_capturable(owner: str, role: str, optimizer: Optimizer) -> None:
+    """Let a graph hold the optimizer's step: step counts and learning rates become tensors beside the parameters.
+
+    Raises:
+        ValueError: if the optimizer decides on the host.
+    """
+    for group in optimizer.param_groups:
+        if "capturable" not in group and type(optimizer) is not SGD:
+            raise ValueError(
+                f"{owner}: cuda_graph=True cannot record {role}, a {type(optimizer).__name__}, which decides on the "
+                f"host; accepted: an optimizer that takes capturable=True, such as torch.optim.Adam, or SGD."
+            )
+        if "capturable" in group:
+            group["capturable"] = True
+        for parameter in group["params"]:
+            count = optimizer.state.get(parameter, {}).get("step")
+            if isinstance(count, Tensor):
+                optimizer.state[parameter]["step"] = count.to(parameter.device, torch.float32)
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)

@@ -1,0 +1,218 @@
+"""UpdateStep compiled, or as a CUDA graph, is the eager UpdateStep; off CUDA a stand-in plays the graph's part."""
+
+import contextlib
+import copy
+import functools
+import shutil
+
+import pytest
+import torch
+
+from helpers import LOSSES, batch
+from torchrl_ddpg import HardUpdate, SoftUpdate, UpdateStep, cuda_graph
+
+CASES = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled():
+    """Each test's step is compiled anew: PyTorch stops compiling a function that it has compiled too often."""
+    torch._dynamo.reset()
+
+
+def build(case, device="cpu", hard=False, delay=2, reduction="mean", **options):
+    loss = case.make(seed=0, updater=False, reduction=reduction).to(device)
+    updater = HardUpdate(loss, value_network_update_interval=3) if hard else SoftUpdate(loss, tau=0.1)
+    return UpdateStep(
+        loss,
+        actor_optimizer=torch.optim.Adam(loss.actor_network.parameters(), lr=1e-3, fused=True),
+        critic_optimizer=torch.optim.Adam(loss._owned[case.critic_name].parameters(), lr=1e-3, fused=True),
+        target_updater=updater,
+        policy_delay=delay,
+        max_grad_norm=1.0,
+        **options,
+    )
+
+
+def assert_same_run(update, other, steps, device="cpu", sizes=(8,), **tolerance):
+    for step in range(steps):
+        data = batch(sizes[step % len(sizes)], seed=step).to(device)
+        data["priority_weight"] = torch.full((len(data),), 0.5, device=device)
+        more = data.clone()
+        metrics, other_metrics = update(data), other(more)
+        assert list(metrics) == list(other_metrics)
+        torch.testing.assert_close(dict(metrics), dict(other_metrics), **tolerance)
+        torch.testing.assert_close(data["td_error"], more["td_error"], **tolerance)
+        assert not any(value.requires_grad for value in metrics.values())
+    targets, sources = zip(update.loss.target_pairs("parameters"), other.loss.target_pairs("parameters"), strict=True)
+    torch.testing.assert_close(*targets, **tolerance)
+    torch.testing.assert_close(*sources, **tolerance)
+
+
+@CASES
+def test_compiled_equals_eager(case, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    assert_same_run(build(case, compile=True), build(case), 200, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize("case", [LOSSES["ddpg"]], ids=["ddpg"])
+def test_compiled_by_the_default_backend_equals_eager(case):
+    assert_same_run(build(case, compile=True), build(case), 200, rtol=1e-3, atol=1e-5)
+
+
+@CASES
+def test_compiled_without_a_break_in_the_graph(case, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    assert build(case, compile=True, delay=1)(batch(8))
+
+
+def test_compiled_trajectories(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    updates = build(LOSSES["ddpg"], compile=True), build(LOSSES["ddpg"])
+    data = batch(3, 5)
+    data.names = ["batch", "time"]
+    for update in updates:
+        update.loss.make_value_estimator("td_lambda", lmbda=0.5)
+        update(data)
+    torch.testing.assert_close(*(update.loss.target_pairs("parameters") for update in updates))
+
+
+class Aside:
+    """Stands in for a CUDA stream."""
+
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Updates whose graphs are stand-ins: recording leaves no trace in the state, a replay runs the function again."""
+    updates, calls, graphs = [], [], []
+
+    class Graph:
+        def __init__(self):
+            self.of, self.replays = calls[-1], 0
+            graphs.append(self)
+
+        def replay(self):
+            self.replays += 1
+            outputs = self.of.function(self.of.inputs)
+            self.of.scalars.copy_(torch.stack([outputs[name] for name in self.of.names]))
+            for name, value in self.of.others.items():
+                value.copy_(outputs[name])
+
+    @contextlib.contextmanager
+    def record(graph):
+        tensors = [tensor for update in updates for tensor in state(update)]
+        before = [tensor.detach().clone() for tensor in tensors]
+        yield
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.data.copy_(value)
+
+    call = cuda_graph.CudaGraph.__call__
+    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", lambda self, inputs: calls.append(self) or call(self, inputs))
+    monkeypatch.setattr(cuda_graph, "_DEVICE_TYPE", "cpu")
+    stand_ins = {"CUDAGraph": Graph, "graph": record, "Stream": Aside, "current_stream": Aside}
+    for name, value in {**stand_ins, "stream": lambda _: contextlib.nullcontext()}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+    def make(*args, **options):
+        updates.append(build(*args, cuda_graph=True, **options))
+        return updates[-1], graphs
+
+    return make
+
+
+def state(update):
+    optimizers = (update.actor_optimizer, update.critic_optimizer)
+    kept = [value for optimizer in optimizers for entry in optimizer.state.values() for value in entry.values()]
+    return [*update.loss.parameters(), *update.loss.buffers(), *kept]
+
+
+@CASES
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+def test_recorded_equals_eager(case, hard, recorded):
+    update, graphs = recorded(case, hard=hard)
+    assert_same_run(update, build(case, hard=hard), 40, rtol=1e-4, atol=1e-6)
+    assert [graph.replays for graph in graphs] == [17, 17]  # with the actor's part and without, warmed up by three
+
+
+def test_a_graph_for_each_kind_of_batch(recorded):
+    update, graphs = recorded(LOSSES["td3"], delay=1)
+    assert_same_run(update, build(LOSSES["td3"], delay=1), 20, sizes=(8, 4), rtol=1e-4, atol=1e-6)
+    assert [graph.replays for graph in graphs] == [7, 7]
+
+
+def test_what_changes_is_recorded_anew(recorded):
+    update, graphs = recorded(LOSSES["ddpg"], delay=1)
+    other = build(LOSSES["ddpg"], delay=1)
+
+    def go_on():
+        assert_same_run(update, other, 6, rtol=1e-4, atol=1e-6)
+
+    go_on()
+    for one in (update, other):
+        one.critic_optimizer.param_groups[0]["lr"] = 0.1
+    go_on()
+    for one in (update, other):
+        one.load_state_dict(copy.deepcopy(one.state_dict()))
+    go_on()
+    for one in (update, other):
+        for parameter in one.loss.actor_network.parameters():
+            parameter.data = parameter.data.clone()
+    go_on()
+    assert [graph.replays for graph in graphs] == [3, 3, 3, 3]
+
+
+def test_a_scheduler_reaches_what_is_recorded(recorded):
+    update, graphs = recorded(LOSSES["ddpg"], delay=1)
+    other = build(LOSSES["ddpg"], delay=1)
+    schedulers = [torch.optim.lr_scheduler.StepLR(one.critic_optimizer, 1, 0.5) for one in (update, other)]
+    for _ in range(10):
+        assert_same_run(update, other, 1, rtol=1e-4, atol=1e-6)
+        for scheduler in schedulers:
+            scheduler.step()
+    assert [graph.replays for graph in graphs] == [7]
+
+
+def test_metrics_stay_as_they_were(recorded):
+    update, _ = recorded(LOSSES["ddpg"], delay=1)
+    kept = [update(batch(8, seed=seed)) for seed in range(8)]
+    values = [float(metrics["loss_value"]) for metrics in kept]
+    other = build(LOSSES["ddpg"], delay=1)
+    assert values == pytest.approx([float(other(batch(8, seed=seed))["loss_value"]) for seed in range(8)], rel=1e-4)
+
+
+def test_refused_in_words():
+    with pytest.raises(ValueError, match="cuda_graph=True records on a CUDA device and the loss is on cpu; move"):
+        build(LOSSES["ddpg"], cuda_graph=True)
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    refused = "cannot record critic_optimizer, a LBFGS, .*accepted: .*capturable=True, such as torch.optim.Adam, or SGD"
+    with pytest.raises(ValueError, match=refused):
+        cuda_graph.make_capturable("UpdateStep", "critic_optimizer", torch.optim.LBFGS(parameters))
+    cuda_graph.make_capturable("UpdateStep", "critic_optimizer", torch.optim.SGD(parameters, lr=0.1))
+
+
+@NEEDS_CUDA
+@CASES
+@pytest.mark.parametrize("options", [{"compile": True}, {"cuda_graph": True}, {"compile": True, "cuda_graph": True}])
+def test_on_cuda_all_agree(case, options):
+    update, other = build(case, "cuda", **options), build(case, "cuda")
+    assert_same_run(update, other, 200, "cuda", rtol=1e-3, atol=1e-4)
+
+
+@NEEDS_CUDA
+def test_a_replay_does_not_wait_for_the_device():
+    update = build(LOSSES["ddpg"], "cuda", delay=1, cuda_graph=True)
+    batches = [batch(8, seed=seed).to("cuda") for seed in range(8)]
+    for data in batches[:6]:
+        update(data)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for data in batches[6:]:
+            update(data)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
