@@ -129,7 +129,8 @@ def update_step(width: int, size: int, device: str, critics: int, **options: boo
     """This library's whole update."""
     actor, wrapped = tensordict_networks(width, device, critics)
     if critics > 1:
-        loss = torchrl_ddpg.TD3Loss(actor, wrapped, bounds=(-1.0, 1.0), loss_function="l2").to(device)
+        kept = {"bounds": (-1.0, 1.0), "loss_function": "l2", "num_qvalue_nets": critics}
+        loss = torchrl_ddpg.TD3Loss(actor, wrapped, **kept).to(device)
     else:
         loss = torchrl_ddpg.DDPGLoss(actor, wrapped[0])
     loss.make_value_estimator("td0", gamma=GAMMA)

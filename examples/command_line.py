@@ -22,7 +22,7 @@ DEFAULT_NAMES = {"gymnasium": "HalfCheetah-v5", "dm-control": "cheetah-run", "to
 COUNTS = """total_frames steps_per_batch updates_per_batch n_steps hard_interval hidden threads frame_skip count
 anneal_frames frames batch crop episodes num_atoms"""
 SIGNED = "v_min v_max"
-POSITIVE = "actor_lr critic_lr max_grad_norm tau dt reward_scale"
+POSITIVE = "actor_lr critic_lr tau dt reward_scale"
 FRACTIONS = "gamma lmbda tau end beta"
 NO_SUPPORT = "--loss d4pg needs --v-min below --v-max: the range of discounted returns, in scaled rewards."
 NO_REPLAY = "--save-replay goes with --loss ddpg, td3 or d4pg, --n-steps 1 and without --env.from-pixels."

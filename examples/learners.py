@@ -35,5 +35,7 @@ def make_learner(cfg, actor, critic, spec) -> UpdateStep:
         critic_optimizer=adam(critics, lr=cfg.critic_lr, weight_decay=cfg.critic_weight_decay),
         target_updater=SoftUpdate(loss, tau=cfg.tau) if cfg.target_update == "soft" else HardUpdate(loss, **hard),
         policy_delay=cfg.policy_delay or (2 if cfg.loss in ("td3", "td3-bc") else 1),
-        max_grad_norm=cfg.max_grad_norm,
+        max_grad_norm=cfg.max_grad_norm or None,
+        compile=cfg.compile,
+        cuda_graph=cfg.cuda_graph,
     )

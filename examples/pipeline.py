@@ -99,6 +99,19 @@ def statistics(observations):
     return observations.mean(0), observations.std(0).clamp_min(1e-2)  # an entry may stand still
 
 
+class Squash(torch.nn.Module):
+    """Tanh onto the action's range: what ``TanhDelta`` gives, without making a distribution at each call."""
+
+    def __init__(self, low, high):
+        super().__init__()
+        self.register_buffer("middle", (low + high) / 2)
+        self.register_buffer("half_range", (high - low) / 2)
+
+    def forward(self, param):
+        """The action, of the shape of ``param``."""
+        return self.middle + self.half_range * param.tanh()
+
+
 def make_networks(cfg, env):
     """Actor and critic as the loss's paper has them, whose lazy layers have seen one step."""
     spec, key, size = env.action_spec_unbatched, "observation_vector", env.action_spec.shape[-1]
@@ -114,9 +127,8 @@ def make_networks(cfg, env):
         else:
             first = common | {"depth": 0, "out_features": cfg.hidden[0]}
             value = modules.DdpgMlpQNet(first, common | outputs | {"num_cells": list(cfg.hidden[1:])})
-    squash = {"distribution_kwargs": {"low": spec.space.low, "high": spec.space.high}}
-    squash["distribution_class"] = modules.TanhDelta
-    actor = modules.ProbabilisticActor(TensorDictModule(net, [key], out_keys), ["param"], spec=spec, **squash)
+    squash = TensorDictModule(Squash(spec.space.low, spec.space.high), ["param"], ["action"])
+    actor = TensorDictSequential(TensorDictModule(net, [key], out_keys), squash)
     critic = TensorDictModule(value, [key, "action"], ["state_action_value"])
     critic(actor(env.fake_tensordict()))
     return actor.to(cfg.device), critic.to(cfg.device)
@@ -135,8 +147,9 @@ def make_exploration(cfg, actor, spec):
 
 
 def make_replay(cfg, size: int = 0):
-    """Replay in memory-mapped files: stretches of trajectories, sampled as random crops, or single transitions."""
+    """Stretches of trajectories, sampled as random crops, or single transitions; pixels in memory-mapped files."""
     replay, options = cfg.replay, {"prefetch": cfg.replay.prefetch or None, "priority_key": "td_error"}
+    storage = data.LazyMemmapStorage if cfg.env.from_pixels else data.LazyTensorStorage
     size = size or math.ceil(min(replay.frames, cfg.total_frames) / cfg.env.frame_skip)
     if replay.unit == "trajectory":
         size = math.ceil(size / cfg.steps_per_batch)
@@ -144,7 +157,7 @@ def make_replay(cfg, size: int = 0):
             options["transform"] = envs.RandomCropTensorDict(replay.crop)
     if replay.sampler == "prioritised":
         options["sampler"] = data.PrioritizedSampler(size, replay.alpha, replay.beta)
-    return data.TensorDictReplayBuffer(storage=data.LazyMemmapStorage(size), batch_size=replay.batch, **options)
+    return data.TensorDictReplayBuffer(storage=storage(size), batch_size=replay.batch, **options)
 
 
 def prepare(cfg, batch):
@@ -193,11 +206,12 @@ class Recorder(contextlib.AbstractContextManager):
 
     losses = ("loss_value", "loss_actor", "target_value", "grad_norm_critic", "grad_norm_actor")
     shown = ("reward", "train_return", "eval_return", *losses)
-    columns = ("frames", *shown, "pred_value", "target_outside_support", "updates", "seconds")
+    columns = ("frames", *shown, "pred_value", "target_outside_support", "staleness", "updates", "seconds")
 
     def __init__(self, cfg, actor, eval_env, stats, random_return: float):
         self.cfg, self.actor, self.eval_env, self.stats, self.random_return = cfg, actor, eval_env, stats, random_return
         self.frames, self.updates, self.rows, self.noted = 0, 0, [{"frames": 0}], {}
+        self.sent, self.acting = 0, 0  # updates that the policy's weights had seen: the last ones sent, the ones in use
         plain = dataclasses.asdict(cfg) | {"output_dir": str(cfg.output_dir), "hidden": list(cfg.hidden)}
         (cfg.output_dir / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
         self.file = (cfg.output_dir / "metrics.csv").open("w", newline="")
@@ -212,7 +226,7 @@ class Recorder(contextlib.AbstractContextManager):
         for key, value in values.items():
             key = "loss_value" if key == "loss_qvalue" else key
             if key in self.columns:
-                self.noted.setdefault(key, []).append(value.detach().float().mean())
+                self.noted.setdefault(key, []).append(value.mean() if value.ndim else value)
 
     def advance(self, frames: int) -> None:
         """Count frames."""
@@ -224,6 +238,9 @@ class Recorder(contextlib.AbstractContextManager):
         after = batch["next"]
         self.advance(batch.numel() * self.cfg.env.frame_skip)
         self.note(reward=after["reward"] / self.cfg.env.reward_scale)
+        # Beside learning, the next batch begins with what was sent before this one came; in turn, after it.
+        acted_with, self.acting = self.sent if self.cfg.collector == "sync" else self.acting, self.sent
+        self.note(staleness=torch.tensor(self.updates - acted_with))
         if after["done"].any():
             self.note(train_return=after["episode_reward"][after["done"]])
 
@@ -235,7 +252,7 @@ class Recorder(contextlib.AbstractContextManager):
             row["eval_return"], _ = run_episodes(self.eval_env, self.actor, self.cfg.eval.episodes)
         elif not end and self.frames - last < 1_000:
             return
-        row |= {key: torch.stack(values).mean().item() for key, values in self.noted.items()}
+        row |= {key: torch.stack(values).float().mean().item() for key, values in self.noted.items()}
         row |= {"updates": self.updates, "seconds": round(self.bar.format_dict["elapsed"], 1)}
         self.noted = {}
         self.rows.append(row)

@@ -100,7 +100,9 @@ class Config:
     actor_lr: float = 1e-3  # Learning rate of the actor. Tutorial: 1e-4, return 505 [384].
     critic_lr: float = 1e-3  # Learning rate of the critic.
     critic_weight_decay: float = 0.0  # Weight decay of the critic. Tutorial: 1e-2, return -279 [310] at 16,000 frames.
-    max_grad_norm: float = 10.0  # Gradient norm above which a network's gradient is clipped.
+    max_grad_norm: float = 10.0  # Gradient norm above which a network's gradient is clipped; 0 = never.
+    compile: bool = False  # Compile the update: for a GPU.
+    cuda_graph: bool = False  # Replay the update as one CUDA graph.
     hidden: tuple[int, ...] = (256, 256)  # Widths; the critic sees the action after the first. Tutorial: 400, 300.
     activation: Literal["ELU", "ReLU", "SiLU", "Tanh"] = "ReLU"  # Activation. Tutorial: ELU, 35 times ReLU's time.
     seed: int = 0  # The same seed gives the same run (on a CPU, sync, without prefetch).
@@ -120,11 +122,13 @@ PRESETS = {
         eval=EvalConfig(interval=10_000),
         total_frames=1_000_000,
         init_random_frames=25_000,
-        steps_per_batch=1,
-        updates_per_batch=1,
+        collector="async",
+        steps_per_batch=50,
+        updates_per_batch=50,
         estimator="td0",
         actor_lr=3e-4,
         critic_lr=3e-4,
+        max_grad_norm=0.0,
     ),
     "pendulum": Config(
         env=EnvConfig(name="Pendulum-v1", frame_skip=1, max_steps=0, count=1, parallel=False, reward_scale=0.1),
@@ -174,6 +178,7 @@ def train(cfg: Config) -> bool:
                 replay.update_tensordict_priority(sample)
                 recorder.updates += 1
             collector.update_policy_weights_()
+            recorder.sent = recorder.updates
             noise.step(batch.numel())
             recorder.finish_batch()
             if stop.is_set():
