@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
-from torchrl import collectors, logger
+from torchrl import logger
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
@@ -19,8 +19,8 @@ import train_ddpg
 from common import interleaved, print_machine, print_table
 from update import hand_written, update_step
 
-# Kind of batched environment, environments in it, processes of their own that hold such a batch.
-WAYS = (("serial", 1, 0), ("serial", 4, 0), ("parallel", 2, 0), ("serial", 1, 1), ("serial", 4, 1), ("serial", 4, 2))
+# Whether each environment has a process, how many step together, where the collector runs.
+WAYS = ((False, 1, "sync"), (False, 4, "sync"), (True, 2, "sync"), (False, 1, "async"), (False, 4, "async"))
 BATCHES, WIDTHS, CRITICS = (16, 64, 256, 1024), (32, 128, 256, 512), (1, 2, 4)
 
 
@@ -37,41 +37,26 @@ def show_updates(device: str, rounds: int) -> None:
     print_table(["", "size", "ms an update", "of hand-written"], rows)
 
 
-def frames_per_second(collector, frames: int) -> float:
-    """Rate of a collector once it has started."""
-    batches = iter(collector)
-    next(batches)
-    began, seen = time.perf_counter(), 0
-    while seen < frames:
-        seen += next(batches).numel()
-    rate = seen / (time.perf_counter() - began)
-    collector.shutdown()
-    return rate
-
-
 def show_collection(frames: int) -> None:
     """Frames a second of TorchRL's collectors with the preset's policy, without learning."""
     rows = []
-    for kind, count, workers in (
-        ("serial", 1, 0),
-        ("serial", 4, 0),
-        ("parallel", 2, 0),
-        ("serial", 1, 1),
-        ("serial", 4, 1),
-    ):
-        cfg = train_ddpg.PRESETS["mujoco"]
-        cfg.env.name, cfg.device, cfg.env.count, cfg.env.parallel = "HalfCheetah-v5", "cpu", count, kind == "parallel"
+    for parallel, count, collector_kind in WAYS:
+        cfg = copy.deepcopy(train_ddpg.PRESETS["mujoco"])
+        cfg.env.name, cfg.device, cfg.env.count, cfg.env.parallel = "HalfCheetah-v5", "cpu", count, parallel
+        cfg.collector, cfg.total_frames, cfg.init_random_frames = collector_kind, 2 * frames, 0
         env = pipeline.make_env(cfg.env, training=False)
         policy, _ = pipeline.make_exploration(cfg, pipeline.make_networks(cfg, env)[0], env.action_spec_unbatched)
-        make = partial(pipeline.make_env, cfg.env)
-        options = {"frames_per_batch": 200, "total_frames": -1}
-        if workers:
-            collector = collectors.MultiAsyncCollector([make] * workers, policy, **options)
-        else:
-            collector = collectors.Collector(make(), policy, trust_policy=True, **options)
-        rows.append([f"{count}, {kind}", workers or "none", frames_per_second(collector, frames)])
-    print("Collection of HalfCheetah-v5 alone, batches of 200 frames:\n")
-    print_table(["environments", "processes of their own", "frames/s"], rows)
+        with pipeline.collecting(cfg, None, policy) as (collector, _):
+            batches = iter(collector)
+            next(batches)
+            began, seen = time.perf_counter(), 0
+            while seen < frames:
+                seen += next(batches).numel()
+            rate = seen / (time.perf_counter() - began)
+        kind = "ParallelEnv" if parallel else "SerialEnv"
+        rows.append([f"{kind} of {count}", "its own" if collector_kind == "async" else "the learner's", rate])
+    print("Collection of HalfCheetah-v5 alone, 50 steps of each environment a batch:\n")
+    print_table(["environments", "process", "frames/s"], rows)
 
 
 def main() -> None:

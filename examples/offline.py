@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDict
 
 import pipeline
+import replay_buffer
 from command_line import UserError, refusing
 from learners import make_learner
 
@@ -92,17 +93,17 @@ def train(cfg) -> bool:
         in_units(transitions, -mean / deviation, 1 / deviation, 1.0)
     transitions["next", "reward"] *= cfg.env.reward_scale
     # Fill the replay buffer R with the data, once.
-    replay = pipeline.make_replay(cfg, len(transitions))
+    replay = replay_buffer.make_replay(cfg, len(transitions))
     replay.extend(transitions)
     eval_env = pipeline.make_env(cfg.env, stats, training=False, seed=cfg.seed + 2)
     actor, critic = pipeline.make_networks(cfg, eval_env)
     update = make_learner(cfg, actor, critic, eval_env.action_spec_unbatched)
     with pipeline.Recorder(cfg, actor, eval_env, stats, random_return) as recorder:
         while recorder.frames < cfg.total_frames:
-            for _ in range(cfg.updates_per_batch):
-                # Sample a minibatch from R; descend both critics' (y - Q(s, a))^2 with TD3's target y.
+            # Sample a minibatch from R.
+            for sample in replay_buffer.minibatches(cfg, replay, cfg.updates_per_batch):
+                # Descend both critics' (y - Q(s, a))^2 with TD3's target y.
                 # Every second time descend (mu(s) - a)^2 - lambda Q(s, mu(s)), and move the targets.
-                sample = replay.sample().to(cfg.device)
                 recorder.note(**update(sample))
                 replay.update_tensordict_priority(sample)
                 recorder.updates += 1

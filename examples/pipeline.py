@@ -18,6 +18,7 @@ import yaml
 from matplotlib.figure import Figure
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl import collectors, data, envs, modules
+from torchrl.weight_update import SharedMemWeightSyncScheme
 
 END_KEYS = ("done", "terminated", "truncated")
 
@@ -122,7 +123,7 @@ def make_networks(cfg, env):
         value = modules.DdpgCnnQNet(mlp_net_kwargs=outputs)
     else:
         net, out_keys = modules.DdpgMlpActor(size, common | {"num_cells": list(cfg.hidden)}), ["param"]
-        if cfg.loss in ("td3", "td3-bc"):  # TD3's critics see the action at the first layer, the others' after it
+        if cfg.action_layer == 0 or cfg.loss in ("td3", "td3-bc"):  # where TD3's critics see it
             value = modules.MLP(num_cells=list(cfg.hidden), **common, **outputs)
         else:
             first = common | {"depth": 0, "out_features": cfg.hidden[0]}
@@ -146,32 +147,6 @@ def make_exploration(cfg, actor, spec):
     return TensorDictSequential(actor, module), module
 
 
-def make_replay(cfg, size: int = 0):
-    """Stretches of trajectories, sampled as random crops, or single transitions; pixels in memory-mapped files."""
-    replay, options = cfg.replay, {"prefetch": cfg.replay.prefetch or None, "priority_key": "td_error"}
-    storage = data.LazyMemmapStorage if cfg.env.from_pixels else data.LazyTensorStorage
-    size = size or math.ceil(min(replay.frames, cfg.total_frames) / cfg.env.frame_skip)
-    if replay.unit == "trajectory":
-        size = math.ceil(size / cfg.steps_per_batch)
-        if replay.crop < cfg.steps_per_batch:
-            options["transform"] = envs.RandomCropTensorDict(replay.crop)
-    if replay.sampler == "prioritised":
-        options["sampler"] = data.PrioritizedSampler(size, replay.alpha, replay.beta)
-    return data.TensorDictReplayBuffer(storage=storage(size), batch_size=replay.batch, **options)
-
-
-def prepare(cfg, batch):
-    """What is stored of a collected batch: its n-step returns if asked for, and only what trains."""
-    if cfg.n_steps > 1:
-        ends = batch["next"].select(*END_KEYS)
-        batch = data.MultiStep(cfg.gamma, cfg.n_steps)(batch)
-        # MultiStep moves the next observation n steps on, but leaves the end flags behind.
-        batch["next"].update(ends.gather(1, torch.arange(batch.shape[1]) + batch["steps_to_next_obs"] - 1))
-    after = [("next", key) for key in ("observation_vector", "reward", *END_KEYS)]
-    batch = batch.select("observation_vector", "action", "steps_to_next_obs", *after, strict=False)
-    return batch if cfg.replay.unit == "trajectory" else batch.reshape(-1)
-
-
 @contextlib.contextmanager
 def collecting(cfg, stats, policy):
     """The collector, and an event that Ctrl-C sets; worker processes start with Ctrl-C blocked and never see it."""
@@ -180,6 +155,7 @@ def collecting(cfg, stats, policy):
     total, random = (
         math.ceil(frames / cfg.env.frame_skip / size) * size for frames in (cfg.total_frames, cfg.init_random_frames)
     )
+    schemes = {}
     options = {"frames_per_batch": size, "total_frames": total, "init_random_frames": random}
     if cfg.device != "cpu":
         options |= {"policy_device": cfg.device, "env_device": "cpu", "storing_device": "cpu"}
@@ -188,7 +164,8 @@ def collecting(cfg, stats, policy):
     if cfg.collector == "sync":
         collector = collectors.Collector(make(), policy, trust_policy=True, **options)
     elif cfg.collector == "async":
-        collector = collectors.MultiAsyncCollector([make], policy, **options)
+        schemes = {"policy": SharedMemWeightSyncScheme()}
+        collector = collectors.MultiAsyncCollector([make], policy, weight_sync_schemes=schemes, **options)
     else:
         collector = import_module("torchrl.collectors.distributed").RayCollector([make], policy, **options)
     signal.signal(signal.SIGINT, lambda *_: stop.set())
@@ -199,6 +176,14 @@ def collecting(cfg, stats, policy):
         yield collector, stop
     finally:
         collector.shutdown()
+        for scheme in schemes.values():  # left to __del__, it starts a thread while Python ends, and waits for ever
+            scheme.shutdown()
+
+
+def share_threads(cfg, collector) -> None:
+    """Leave a core to the collector's process until the next batch lies in its queue, then take it back."""
+    if cfg.collector == "async" and cfg.threads > 1:
+        torch.set_num_threads(cfg.threads - collector.queue_out.empty())
 
 
 class Recorder(contextlib.AbstractContextManager):
@@ -245,12 +230,12 @@ class Recorder(contextlib.AbstractContextManager):
             self.note(train_return=after["episode_reward"][after["done"]])
 
     def finish_batch(self) -> None:
-        """Evaluate when it is time, and write a row then and after every 1,000 frames."""
+        """Evaluate when it is time, and write a row then and after every 1,000 frames or quarter of a short run."""
         every, last, row = self.cfg.eval.interval, self.rows[-1]["frames"], {"frames": self.frames}
         end = self.frames >= self.cfg.total_frames
         if every and (end or self.frames // every > last // every):
             row["eval_return"], _ = run_episodes(self.eval_env, self.actor, self.cfg.eval.episodes)
-        elif not end and self.frames - last < 1_000:
+        elif not end and self.frames - last < min(1_000, self.cfg.total_frames / 4):
             return
         row |= {key: torch.stack(values).float().mean().item() for key, values in self.noted.items()}
         row |= {"updates": self.updates, "seconds": round(self.bar.format_dict["elapsed"], 1)}

@@ -18,6 +18,7 @@ import torch
 import command_line
 import offline
 import pipeline
+import replay_buffer
 from learners import make_learner
 
 
@@ -103,7 +104,8 @@ class Config:
     max_grad_norm: float = 10.0  # Gradient norm above which a network's gradient is clipped; 0 = never.
     compile: bool = False  # Compile the update: for a GPU.
     cuda_graph: bool = False  # Replay the update as one CUDA graph.
-    hidden: tuple[int, ...] = (256, 256)  # Widths; the critic sees the action after the first. Tutorial: 400, 300.
+    hidden: tuple[int, ...] = (256, 256)  # Widths of the hidden layers. Tutorial: 400, 300.
+    action_layer: Literal[0, 1] = 1  # Hidden layers before the critic sees the action; 0 for td3 and td3-bc.
     activation: Literal["ELU", "ReLU", "SiLU", "Tanh"] = "ReLU"  # Activation. Tutorial: ELU, 35 times ReLU's time.
     seed: int = 0  # The same seed gives the same run (on a CPU, sync, without prefetch).
     threads: int = 1  # PyTorch's threads in the main process.
@@ -116,19 +118,21 @@ PRESETS = {
     "tutorial": Config(),  # beside fields: return with the tutorial's number [ours]; seed 0, 24,000 frames if not said
     # What published results use: Fujimoto et al. 2018, CleanRL, Tianshou.
     "mujoco": Config(
-        env=EnvConfig(frame_skip=1, max_steps=0, count=1, parallel=False, normalise=False),
+        env=EnvConfig(frame_skip=1, max_steps=0, count=4, parallel=False, normalise=False),
         noise=NoiseConfig("gaussian", sigma=0.1, end=1.0),
         replay=ReplayConfig("transition", batch=256),
         eval=EvalConfig(interval=10_000),
         total_frames=1_000_000,
         init_random_frames=25_000,
         collector="async",
-        steps_per_batch=50,
-        updates_per_batch=50,
+        steps_per_batch=25,
+        updates_per_batch=100,
         estimator="td0",
         actor_lr=3e-4,
         critic_lr=3e-4,
         max_grad_norm=0.0,
+        action_layer=0,
+        threads=2,
     ),
     "pendulum": Config(
         env=EnvConfig(name="Pendulum-v1", frame_skip=1, max_steps=0, count=1, parallel=False, reward_scale=0.1),
@@ -157,7 +161,7 @@ def train(cfg: Config) -> bool:
     actor, critic = pipeline.make_networks(cfg, eval_env)
     policy, noise = pipeline.make_exploration(cfg, actor, eval_env.action_spec_unbatched)
     update = make_learner(cfg, actor, critic, eval_env.action_spec_unbatched)
-    replay = pipeline.make_replay(cfg)
+    replay = replay_buffer.make_replay(cfg)
     with (
         pipeline.Recorder(cfg, actor, eval_env, stats, random_return) as recorder,
         pipeline.collecting(cfg, stats, policy) as (collector, stop),
@@ -165,13 +169,14 @@ def train(cfg: Config) -> bool:
     ):
         for batch in collector:
             # Act with mu(s) + N for a while; store actions, rewards and next states in R.
-            replay.extend(pipeline.prepare(cfg, batch))
+            replay.extend(replay_buffer.prepare(cfg, batch))
             recorder.collected(batch)
-            for _ in range(cfg.updates_per_batch if recorder.frames >= cfg.init_random_frames else 0):
+            count = cfg.updates_per_batch if recorder.frames >= cfg.init_random_frames else 0
+            # Sample a minibatch from R.
+            for sample in replay_buffer.minibatches(cfg, replay, count):
                 if stop.is_set():
                     return True
-                # Sample a minibatch from R.
-                sample = replay.sample().to(cfg.device)
+                pipeline.share_threads(cfg, collector)
                 # Descend (y - Q(s, a))^2 with y = r + gamma Q'(s', mu'(s')), then ascend Q(s, mu(s)),
                 # then move Q' and mu' towards Q and mu.
                 recorder.note(**update(sample))

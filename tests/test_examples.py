@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import gymnasium
@@ -19,7 +20,9 @@ import torch
 import yaml
 from tensordict import TensorDict
 from torchrl.data import Bounded
+from torchrl.data.replay_buffers import RandomSampler
 from torchrl.envs import PendulumEnv
+from torchrl.modules import TanhDelta
 
 from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, TD3BCLoss, TD3Loss
 
@@ -29,12 +32,13 @@ pipeline = pytest.importorskip("pipeline", exc_type=ImportError)
 command_line = pytest.importorskip("command_line", exc_type=ImportError)
 learners = pytest.importorskip("learners", exc_type=ImportError)
 offline = pytest.importorskip("offline", exc_type=ImportError)
+replay_buffer = pytest.importorskip("replay_buffer", exc_type=ImportError)
 train_ddpg = pytest.importorskip("train_ddpg", exc_type=ImportError)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:glfw")
 HEADER = (
     "frames,reward,train_return,eval_return,loss_value,loss_actor,target_value,grad_norm_critic,grad_norm_actor,"
-    "pred_value,target_outside_support,updates,seconds"
+    "pred_value,target_outside_support,staleness,updates,seconds"
 )
 SMALL = shlex.split(
     "--env.no-parallel --env.count 2 --env.max-steps 20 --env.random-steps 40 --total-frames 400 "
@@ -263,7 +267,7 @@ def test_n_step_returns_carry_the_end_flags_of_their_last_step():
     after = {"observation_vector": torch.arange(1.0, 5.0).view(1, 4, 1), "reward": torch.ones(1, 4, 1)}
     after |= {"done": ends, "terminated": ends, "truncated": torch.zeros_like(ends)}
     root = {"observation_vector": torch.arange(4.0).view(1, 4, 1), "action": torch.zeros(1, 4, 1), "next": after}
-    batch = pipeline.prepare(cfg, TensorDict(root, [1, 4]))
+    batch = replay_buffer.prepare(cfg, TensorDict(root, [1, 4]))
     assert batch["next", "terminated"].flatten().tolist() == [False, True, True, False]
     assert batch["next", "observation_vector"].flatten().tolist() == [2, 3, 3, 4]
     assert batch["next", "reward"].flatten().tolist() == [1.5, 1.5, 1, 1]
@@ -318,6 +322,61 @@ def test_every_loss_that_collects_learns_from_pixels(loss):
     after = {"observation_vector": seen, "reward": torch.ones(2, 1), "done": flag, "terminated": flag}
     batch = TensorDict({"observation_vector": seen, "action": torch.zeros(2, 1), "next": after}, [2])
     assert all(value.isfinite().all() for _ in range(2) for value in update(batch).values())
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-2.0, 2.0), (-0.4, 0.4)])
+def test_actions_are_squashed_as_torchrl_does(low, high):
+    param, low, high = torch.randn(5, 2), torch.full((2,), low), torch.full((2,), high)
+    action = pipeline.Squash(low, high)(param)
+    torch.testing.assert_close(action, TanhDelta(param, low=low, high=high).mode)
+    torch.testing.assert_close(pipeline.Squash(low, high + 1)(1e3 * param.abs()), (high + 1).expand(5, 2))
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+@pytest.mark.parametrize("count", [0, 1, 10, 13])
+def test_as_many_minibatches_as_asked_for(monkeypatch, sampler, count):
+    cfg = train_ddpg.Config(device="cpu", replay=train_ddpg.ReplayConfig("transition", batch=4, sampler=sampler))
+    monkeypatch.setattr(replay_buffer.data, "PrioritizedSampler", lambda *_: RandomSampler())
+    replay = replay_buffer.make_replay(cfg, 50)
+    replay.extend(TensorDict({"observation_vector": torch.arange(50.0)}, [50]))
+    drawn, sample = [], replay.sample
+    monkeypatch.setattr(replay, "sample", lambda: drawn.append(1) or sample())
+    assert [len(batch) for batch in replay_buffer.minibatches(cfg, replay, count)] == [4] * count
+    assert len(drawn) == (count if sampler == "prioritised" else -(-count // 10))
+
+
+@pytest.mark.parametrize(("collector", "staleness"), [("sync", {0.0}), ("async", {0.0, 50.0})])
+def test_every_frame_brings_its_update_and_staleness_is_told(monkeypatch, tmp_path, collector, staleness):
+    words = [
+        "mujoco",
+        "--env.name",
+        "Pendulum-v1",
+        "--env.count",
+        2,
+        "--steps-per-batch",
+        25,
+        "--updates-per-batch",
+        50,
+    ]
+    words += ["--total-frames", 400, "--init-random-frames", 100, "--env.random-steps", 40, "--hidden", 8, 8]
+    words += ["--eval.interval", 0, "--replay.batch", 8, "--collector", collector, "--output-dir", tmp_path]
+    assert run(monkeypatch, *words) == 0
+    table = rows(tmp_path)
+    assert [int(row["updates"]) for row in table] == [int(row["frames"]) - 50 for row in table]
+    assert [int(row["frames"]) for row in table] == [100, 200, 300, 400]
+    assert {float(row["staleness"]) for row in table[-2:]} == {max(staleness)}
+    assert float(table[0]["staleness"]) == 0.0
+
+
+def test_a_core_is_left_to_the_collector_while_it_collects():
+    cfg, previous = train_ddpg.Config(collector="async", threads=2), torch.get_num_threads()
+    try:
+        for empty, threads in ((True, 1), (False, 2)):
+            queue = types.SimpleNamespace(empty=lambda empty=empty: empty)
+            pipeline.share_threads(cfg, types.SimpleNamespace(queue_out=queue))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(previous)
 
 
 @pytest.fixture
@@ -404,7 +463,7 @@ def test_ctrl_c_saves_what_was_learned_from_data(monkeypatch, tmp_path, minari):
 def test_offline_rewards_are_scaled_and_observations_normalised(monkeypatch, minari):
     stored = []
     monkeypatch.setattr(pipeline, "Recorder", lambda *_: pytest.fail("stop"))
-    make = pipeline.make_replay
+    make = replay_buffer.make_replay
 
     def watched(cfg, size):
         replay = make(cfg, size)
@@ -412,7 +471,7 @@ def test_offline_rewards_are_scaled_and_observations_normalised(monkeypatch, min
         monkeypatch.setattr(replay, "extend", stored.append)
         return replay
 
-    monkeypatch.setattr(pipeline, "make_replay", watched)
+    monkeypatch.setattr(replay_buffer, "make_replay", watched)
     cfg = offline_config("two/ends-v0", reward_scale=0.5, random_steps=20)
     cfg.estimator, cfg.device, cfg.replay.unit, cfg.total_frames = "td0", "cpu", "transition", 4
     with pytest.raises(pytest.fail.Exception, match="stop"):
