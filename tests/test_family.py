@@ -10,7 +10,7 @@ from torch import nn
 from torchrl.data import Bounded, Composite
 from torchrl.modules import ValueOperator
 
-from helpers import ACTION, OBSERVATION, Critic, batch, gradients, make, networks
+from helpers import ACTION, LOSSES, OBSERVATION, Critic, batch, gradients, make, networks
 from torchrl_ddpg import D4PGLoss, SoftUpdate, TD3BCLoss, TD3Loss
 from torchrl_ddpg import functional as F  # noqa: N812
 
@@ -339,3 +339,15 @@ def test_critics_that_cannot_be_told_apart_are_refused():
     critic = ValueOperator(Plain(), in_keys=["observation", "action"])
     with pytest.raises(ValueError, match=r"TD3Loss: .*reset_parameters.*a list of 2 critics"):
         TD3Loss(networks()[0], critic, bounds=(-1, 1))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_dimension_of_one_agent_stays(name, reduction):
+    case = LOSSES[name]
+    loss = case.make(reduction=reduction)
+    one = batch(4).apply(lambda entry: entry.unsqueeze(1))
+    outputs = loss(one)
+    shape = (4, 1) if reduction == "none" else ()
+    assert outputs["loss_actor"].shape == outputs[case.critic_loss_key].shape == shape
+    assert one["td_error"].shape == (4, 1)

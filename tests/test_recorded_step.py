@@ -3,13 +3,14 @@
 import contextlib
 import copy
 import functools
+import pickle
 import shutil
 
 import pytest
 import torch
 
-from helpers import LOSSES, batch
-from torchrl_ddpg import HardUpdate, SoftUpdate, UpdateStep, cuda_graph
+from helpers import LOSSES, batch, networks
+from torchrl_ddpg import DDPGLoss, HardUpdate, SoftUpdate, UpdateStep, cuda_graph
 
 CASES = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -105,7 +106,7 @@ def recorded(monkeypatch):
                 value.copy_(outputs[name])
 
     @contextlib.contextmanager
-    def record(graph):
+    def record(graph, capture_error_mode):
         tensors = [tensor for update in updates for tensor in state(update)]
         before = [tensor.detach().clone() for tensor in tensors]
         yield
@@ -184,6 +185,69 @@ def test_metrics_stay_as_they_were(recorded):
     values = [float(metrics["loss_value"]) for metrics in kept]
     other = build(LOSSES["ddpg"], delay=1)
     assert values == pytest.approx([float(other(batch(8, seed=seed))["loss_value"]) for seed in range(8)], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["eager", "compiled"])
+def test_a_copy_goes_on_by_itself(options, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    update, other = build(LOSSES["td3"], **options), build(LOSSES["td3"])
+    for seed in range(3):
+        update(batch(8, seed=seed))
+        other(batch(8, seed=seed))
+    for copied in (copy.deepcopy(update), pickle.loads(pickle.dumps(update))):
+        assert_same_run(copied, copy.deepcopy(other), 4, rtol=1e-4, atol=1e-6)
+    assert_same_run(update, other, 4, rtol=1e-4, atol=1e-6)
+
+
+def test_a_renamed_priority_is_written(recorded, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    for update in (build(LOSSES["ddpg"], compile=True), recorded(LOSSES["ddpg"])[0]):
+        for name in ("first", "second"):
+            update.loss.set_keys(priority=name)
+            for seed in range(6):
+                data = batch(8, seed=seed)
+                update(data)
+                assert name in data
+
+
+def test_an_overridden_term_gets_the_tensordict():
+    class Regularised(DDPGLoss):
+        def loss_actor(self, tensordict):
+            loss, metrics = super().loss_actor(tensordict)
+            return loss + 0.0 * tensordict["observation"].mean(), {**metrics, "seen": tensordict["reward_"].sum()}
+
+    loss = Regularised(*networks())
+    optimizers = [torch.optim.SGD(net.parameters(), 0.1) for net in (loss.actor_network, loss.value_network)]
+    updater = SoftUpdate(loss, tau=0.1)
+    update = UpdateStep(loss, actor_optimizer=optimizers[0], critic_optimizer=optimizers[1], target_updater=updater)
+    assert update(batch(8).set("reward_", torch.ones(8)))["seen"] == 8
+
+
+def test_a_recorded_runs_checkpoint_goes_on_eagerly(recorded):
+    update, _ = recorded(LOSSES["ddpg"])
+    for seed in range(6):
+        update(batch(8, seed=seed))
+    other = build(LOSSES["ddpg"])
+    for name in ("actor_optimizer", "critic_optimizer"):
+        getattr(other, name).param_groups[0]["fused"] = False
+        update_group = getattr(update, name).param_groups[0]
+        assert update_group["capturable"]
+    state = copy.deepcopy(update.state_dict())
+    for name in ("actor_optimizer", "critic_optimizer"):
+        state[name]["param_groups"][0]["fused"] = False
+    other.load_state_dict(state)
+    assert not other.actor_optimizer.param_groups[0]["capturable"]
+    assert isinstance(other.actor_optimizer.param_groups[0]["lr"], float)
+    other(batch(8))
+
+
+def test_rates_stay_numbers_where_the_host_reads_them():
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    for kind, is_tensor in ((torch.optim.Adam, True), (torch.optim.SGD, False), (torch.optim.RMSprop, False)):
+        optimizer = kind(parameters, lr=0.1)
+        cuda_graph.make_capturable("UpdateStep", "actor_optimizer", optimizer)
+        assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == is_tensor
+        assert optimizer.param_groups[0].get("capturable", True)
 
 
 def test_refused_in_words():

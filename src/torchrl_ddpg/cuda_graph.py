@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 from torchrl_ddpg.losses.batch import Batch
@@ -18,6 +18,8 @@ Tensors = dict[NestedKey, Tensor]
 # Calls before a recording: lazy initialisation, compilation and the optimizers' state must not become part of it.
 WARM_UP = 3
 _DEVICE_TYPE = "cuda"
+# A rate as a tensor can be scheduled without recording anew; others read it on the host, which a recording cannot.
+_TAKES_A_TENSOR = (Adam, AdamW, NAdam, RAdam, Adamax)
 
 
 class CudaGraph:
@@ -34,6 +36,7 @@ class CudaGraph:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Tensors = {}
         self.names: list[NestedKey] = []
+        self.aside: torch.cuda.Stream | None = None
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """Call the function, or replay what it does."""
@@ -43,13 +46,14 @@ class CudaGraph:
         if self.graph is None:
             self.graph = self._record(inputs)
         else:
-            torch._foreach_copy_(list(self.inputs.values()), [inputs[key] for key in self.inputs])
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.inputs.values()), [inputs[key] for key in self.inputs])
         self.graph.replay()
         scalars = dict(zip(self.names, self.scalars.clone().unbind(), strict=True))
         return {**scalars, **{key: value.clone() for key, value in self.others.items()}}
 
     def _call_aside(self, inputs: Tensors) -> Tensors:
-        stream = torch.cuda.Stream()
+        stream = self.aside = self.aside or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             outputs = self.function(inputs)
@@ -59,7 +63,8 @@ class CudaGraph:
     def _record(self, inputs: Tensors) -> torch.cuda.CUDAGraph:
         self.inputs = {key: value.detach().clone() for key, value in inputs.items()}
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # nothing runs before the replay
+        # Nothing runs before the replay; other threads, such as a replay buffer's, may go on meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = self.function(self.inputs)
             self.names = [key for key, value in outputs.items() if value.ndim == 0]
             self.scalars = torch.stack([outputs[key] for key in self.names])  # one copy for all of them
@@ -104,14 +109,14 @@ class RecordedStep:
         if len(held) != len(self.recorded) or not all(map(_same, held, self.recorded)):
             self._make_capturable()
             self.graphs, self.recorded = {}, self._held()
-        key, priority = (batch.signature(), with_actor), self.loss.tensor_keys.priority
+        key = (batch.signature(), with_actor)
         if key not in self.graphs:
             like = batch.over({})
 
             def step(tensors: Tensors) -> Tensors:
                 copied = self.loss.batch(like.copy().update(tensors))
                 metrics = self.update(copied, with_actor)
-                return {**metrics, "priority": copied.source.get(priority)}
+                return {**metrics, "priority": copied.source.get(self.loss.tensor_keys.priority)}
 
             self.graphs[key] = CudaGraph(step)
         outputs = self.graphs[key](batch.tensors())
@@ -126,6 +131,7 @@ class RecordedStep:
         """What the graphs have recorded and Python can change: addresses, and the optimizers' numbers."""
         targets, sources = self.loss.target_pairs("parameters")
         held: list[Any] = [tensor.data_ptr() for tensor in (*targets, *sources)]
+        held += [self.loss.tensor_keys.priority, *(source.requires_grad for source in sources)]
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 held += [parameter.data_ptr() for parameter in group["params"]]
@@ -138,7 +144,7 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def make_capturable(owner: str, role: str, optimizer: Optimizer) -> None:
-    """Let a graph hold the optimizer's step: step counts and learning rates become tensors beside the parameters.
+    """Let a graph hold the optimizer's step: counts become tensors beside the parameters, and so do Adam's rates.
 
     Raises:
         ValueError: if the optimizer decides on the host.
@@ -152,7 +158,11 @@ def make_capturable(owner: str, role: str, optimizer: Optimizer) -> None:
         if "capturable" in group:
             group["capturable"] = True
         for parameter in group["params"]:
-            count = optimizer.state.get(parameter, {}).get("step")
-            if isinstance(count, Tensor):
-                optimizer.state[parameter]["step"] = count.to(parameter.device, torch.float32)
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+            state = optimizer.state.get(parameter, {})
+            state |= {
+                key: value.to(parameter.device, torch.float32)
+                for key, value in state.items()
+                if isinstance(value, Tensor) and value.ndim == 0
+            }
+        if isinstance(optimizer, _TAKES_A_TENSOR) and group["params"]:
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)

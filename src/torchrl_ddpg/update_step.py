@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +30,12 @@ class UpdateStep:
         policy_delay: number of critic steps to one step of actor and targets, at least 1 (DDPG and D4PG: 1, TD3: 2).
             What is skipped is not computed.
         max_grad_norm: norm above which the gradient of a network is scaled down to it, above 0; None for never.
-        compile: whether ``torch.compile`` compiles both terms with their gradients; worth its time on a GPU.
+        compile: whether ``torch.compile`` compiles both terms with their gradients; worth its time on a GPU. PyTorch
+            stops compiling after ``torch._dynamo.config.recompile_limit`` kinds of batch and instances of this class.
         cuda_graph: whether the whole step is recorded as a CUDA graph, one for each shape of the batch, and replayed
             without waiting for the device. The optimizers are made capturable, their learning rates tensors. A graph
-            does not see later changes of the loss's options, of ``tau`` or of train and eval mode.
+            does not see later changes of the loss's options, of ``tau``, ``max_grad_norm``, train and eval mode or
+            an optimizer's state, other than by ``load_state_dict``, and does not run hooks.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -91,13 +94,29 @@ class UpdateStep:
             checks.finite(owner, "max_grad_norm", max_grad_norm, above=0)
         self.count = 0
         self._check_optimizers(owner)
-        self._loss_value, self._loss_actor = loss.loss_value, loss.loss_actor
         self.compile = checks.boolean(owner, "compile", compile)
-        if compile:
-            self._loss_value, self._loss_actor = self._compiled("loss_value"), self._compiled("loss_actor")
         self.cuda_graph = checks.boolean(owner, "cuda_graph", cuda_graph)
-        optimizers = {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
-        self._step = RecordedStep(owner, self._update, loss, optimizers) if cuda_graph else self._update
+        self._build()
+
+    def _build(self) -> None:
+        """What cannot be copied or pickled: compiled functions and recordings."""
+        terms = ("loss_value", "loss_actor")
+        self._terms = {term: self._compiled(term) if self.compile else partial(self._call, term) for term in terms}
+        optimizers = {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
+        owner = type(self).__name__
+        self._step = RecordedStep(owner, self._update, self.loss, optimizers) if self.cuda_graph else self._update
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_terms", "_step")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._build()
+
+    def _call(self, term: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A term of the loss; one that a user has overridden gets the TensorDict that it knows."""
+        own = getattr(type(self.loss), term) is getattr(DeterministicPolicyLoss, term) and term not in vars(self.loss)
+        return getattr(self.loss, term)(batch if own else batch.source)
 
     def _check_optimizers(self, owner: str) -> None:
         names = {"actor_optimizer": "actor_network", "critic_optimizer": self.loss.critic_name}
@@ -141,11 +160,11 @@ class UpdateStep:
         return type(self.target_updater) is SoftUpdate
 
     def _update(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
-        loss, metrics = self._loss_value(batch)
+        loss, metrics = self._terms["loss_value"](batch)
         norm = self._descend(loss, self.critic_optimizer, "grad_norm_critic")
         metrics = {self.loss.critic_loss_key: loss.detach(), **metrics, **norm}
         if with_actor:
-            loss, more = self._loss_actor(batch)
+            loss, more = self._terms["loss_actor"](batch)
             norm = self._descend(loss, self.actor_optimizer, "grad_norm_actor")
             metrics |= {"loss_actor": loss.detach(), **more, **norm}
             if self._moves_targets:
@@ -154,11 +173,10 @@ class UpdateStep:
 
     def _compiled(self, term: str) -> Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]:
         """A term as a compiled function of a batch's tensors; the batch gets its priority."""
-        key = self.loss.tensor_keys.priority
 
         def of_tensors(batch: TensorDict) -> tuple[tuple[Tensor, dict[str, Tensor]], Tensor | None]:
-            outputs = getattr(self.loss, term)(self.loss.batch(batch))
-            return outputs, batch.get(key, None)
+            outputs = self._call(term, self.loss.batch(batch))
+            return outputs, batch.get(self.loss.tensor_keys.priority, None)
 
         compiled = torch.compile(of_tensors)
 
@@ -194,7 +212,13 @@ class UpdateStep:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self.loss.load_state_dict(state_dict["loss"])
-        self.actor_optimizer.load_state_dict(state_dict["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state_dict["critic_optimizer"])
+        for name in ("actor_optimizer", "critic_optimizer"):
+            optimizer: Optimizer = getattr(self, name)
+            before = [(group.get("capturable"), isinstance(group["lr"], Tensor)) for group in optimizer.param_groups]
+            optimizer.load_state_dict(state_dict[name])
+            for group, (capturable, is_tensor) in zip(optimizer.param_groups, before, strict=True):
+                if not self.cuda_graph and capturable is not None:  # a recorded run's checkpoint may go on elsewhere
+                    group["capturable"] = capturable
+                    group["lr"] = group["lr"] if is_tensor else float(group["lr"])
         self.target_updater.load_state_dict(state_dict["target_updater"])
         self.count = state_dict["count"]

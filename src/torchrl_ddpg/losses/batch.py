@@ -84,7 +84,7 @@ class Batch:
 
     def tensors(self) -> dict[NestedKey, Tensor]:
         """The entries that there are."""
-        return {key: value for key, value in self.values.items() if isinstance(value, Tensor)}
+        return {key: value for key, value in self.values.items() if isinstance(value, (Tensor, TensorDictBase))}
 
     def over(self, tensors: dict[NestedKey, Tensor]) -> TensorDict:
         """A TensorDict like this batch's with other tensors in it."""
@@ -186,7 +186,7 @@ class Batch:
         counts, entries = self.counts, {}
         for key in keys:
             value = self.require(key, "an input of the networks")
-            entries[key] = hide(value.detach() if value.requires_grad else value, counts)
+            entries[key] = hide(value.detach(), counts)
         return entries
 
     def following(

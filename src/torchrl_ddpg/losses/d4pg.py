@@ -142,7 +142,7 @@ class D4PGLoss(DeterministicPolicyLoss):
 
     def _compare(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         error = functional.td_error(self._expected(prediction.detach()), self._expected_target(target))
-        return functional.categorical_td_loss(prediction, target), error.squeeze(-1)
+        return functional.categorical_td_loss(prediction, target).unsqueeze(-1), error
 
     def _expected(self, values: Tensor) -> Tensor:
         return functional.expected_value(values.softmax(-1), self._atoms)

@@ -122,12 +122,13 @@ class TD3BCLoss(ClippedDoubleQLoss):
 
     def _actor_loss(self, value: Tensor, action: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         taken = batch.current(self.action_keys[:1])[self.action_keys[0]]
-        value = batch.samples(value)
+        depth, value = value.ndim, batch.samples(value)
         checks.same_action(self._owner, self.action_keys[0], taken, action)
         mask = batch.mask_like(value)
         loss, imitation, lmbda = functional.behaviour_cloning_loss(
             value, action, taken.to(action.dtype), self.alpha, mask
         )
+        loss = loss if loss.ndim == depth else loss.unsqueeze(-1)
         return loss, {"bc_loss": functional.reduce(imitation.detach(), mask=mask), "lmbd": lmbda}
 
     @property
