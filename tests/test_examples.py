@@ -424,7 +424,12 @@ def test_minari_episodes_become_transitions_within_episodes(minari):
 def test_td3_bc_learns_from_minari_with_its_statistics(monkeypatch, tmp_path, minari):
     words = ["--offline-data", "two/ends-v0", "--output-dir", tmp_path / "out"]
     assert run(monkeypatch, *OFFLINE, *words) == 0
-    assert [(row["frames"], row["updates"]) for row in rows(tmp_path / "out")] == [("200", "6"), ("400", "12")]
+    assert [(row["frames"], row["updates"]) for row in rows(tmp_path / "out")] == [
+        ("100", "3"),
+        ("200", "6"),
+        ("300", "9"),
+        ("400", "12"),
+    ]
     assert len(evaluations(tmp_path / "out")) == 2
     seen = offline.load(offline_config("two/ends-v0"))["observation_vector"]
     mean, deviation = torch.load(tmp_path / "out" / "policy.pt", weights_only=True)["stats"]
