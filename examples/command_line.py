@@ -101,6 +101,8 @@ def check(cfg) -> None:
     ray = importlib.util.find_spec("ray")
     for right, sentence in (
         (cuda or cfg.device != "cuda", "--device cuda: PyTorch finds no CUDA device; accepted here: auto, cpu."),
+        (cuda or not cfg.cuda_graph, "--cuda-graph records on a CUDA device and PyTorch finds none; leave it out."),
+        (cfg.device != "cpu" or not cfg.cuda_graph, "--cuda-graph goes with --device cuda or auto, not cpu."),
         (early, "--init-random-frames is above --total-frames; accepted: at most it."),
         (td0 or cfg.replay.unit != "transition", "--replay.unit transition goes with --estimator td0 alone."),
         (td0 or cfg.n_steps == 1, "--n-steps above 1 goes with --estimator td0 alone."),

@@ -60,7 +60,7 @@ class ReplayConfig:
     sampler: Literal["uniform", "prioritised"] = "uniform"  # Sample evenly, or by TD error.
     alpha: float = 0.7  # Power of the TD error in prioritised sampling.
     beta: float = 0.5  # How far the weights correct its bias.
-    prefetch: int = 0  # Minibatches that threads sample ahead. Tutorial: 3; 0 keeps a seed's run repeatable.
+    prefetch: int = 0  # Draws that threads make ahead. Tutorial: 3; 0 keeps a seed's run repeatable.
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Config:
     critic_weight_decay: float = 0.0  # Weight decay of the critic. Tutorial: 1e-2, return -279 [310] at 16,000 frames.
     max_grad_norm: float = 10.0  # Gradient norm above which a network's gradient is clipped; 0 = never.
     compile: bool = False  # Compile the update: for a GPU.
-    cuda_graph: bool = False  # Replay the update as one CUDA graph.
+    cuda_graph: bool = False  # Replay the update as one CUDA graph; needs --device cuda.
     hidden: tuple[int, ...] = (256, 256)  # Widths of the hidden layers. Tutorial: 400, 300.
     action_layer: Literal[0, 1] = 1  # Hidden layers before the critic sees the action; 0 for td3 and td3-bc.
     activation: Literal["ELU", "ReLU", "SiLU", "Tanh"] = "ReLU"  # Activation. Tutorial: ELU, 35 times ReLU's time.

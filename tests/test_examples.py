@@ -149,6 +149,12 @@ def test_mistyped_flag_ends_with_status_2(monkeypatch, capsys, words):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_cuda_graph_is_refused_without_cuda(monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, "--cuda-graph", "--output-dir", tmp_path, train=no_training) == 2
+    assert "--cuda-graph records on a CUDA device and PyTorch finds none; leave it out." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_absent_device_is_refused(monkeypatch, capsys):
     assert run(monkeypatch, "--device", "cuda", train=no_training) == 2
     assert "--device cuda: PyTorch finds no CUDA device; accepted here: auto, cpu." in capsys.readouterr().err
