@@ -1,9 +1,15 @@
-"""Frames a second of whole training runs, one update a frame, beside SB3's DDPG: ``python benchmarks/train.py``."""
+"""Frames a second of whole training runs, one update a frame, beside SB3's DDPG: ``python benchmarks/train.py``.
+
+The contestants run a few seconds each in turn, all others stopped, so that a machine whose speed changes with its
+neighbours is the same machine for all of them.
+"""
 
 from __future__ import annotations
 
 import argparse
-import csv
+import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -15,89 +21,136 @@ from common import print_machine, print_table
 
 TRAINER = Path(__file__).parent.parent / "examples" / "train_ddpg.py"
 ENVIRONMENT = "HalfCheetah-v5"
+FOREVER = 10_000_000
 
 
-def run_sb3(frames: int, random_frames: int, first: int, device: str) -> None:
-    """Train SB3's DDPG at the sizes of the preset ``mujoco`` and print the frames a second from ``first`` on."""
+def run_sb3(random_frames: int, device: str) -> None:
+    """Train SB3's DDPG at the sizes of the preset ``mujoco``, with its own default of threads, and print its frames."""
     import numpy as np
     from stable_baselines3 import DDPG
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.noise import NormalActionNoise
 
-    class Clock(BaseCallback):
-        began = 0.0
-
+    class Progress(BaseCallback):
         def _on_step(self) -> bool:
-            if self.num_timesteps == first:
-                self.began = time.perf_counter()
+            if self.num_timesteps % 10 == 0:
+                print(f"{self.num_timesteps}/{FOREVER}", end="\r", file=sys.stderr, flush=True)
             return True
 
-    options = {"learning_rate": 3e-4, "batch_size": 256, "tau": 0.005, "train_freq": 1, "gradient_steps": 1}
-    noise, networks = NormalActionNoise(np.zeros(6), 0.1 * np.ones(6)), {"net_arch": [256, 256]}
     model = DDPG(
         "MlpPolicy",
         ENVIRONMENT,
+        learning_rate=3e-4,
+        batch_size=256,
+        tau=0.005,
+        train_freq=1,
+        gradient_steps=1,
         learning_starts=random_frames,
-        action_noise=noise,
-        policy_kwargs=networks,
+        action_noise=NormalActionNoise(np.zeros(6), 0.1 * np.ones(6)),
+        policy_kwargs={"net_arch": [256, 256]},
         device=device,
-        **options,
     )
-    clock = Clock()
-    model.learn(frames, callback=clock)
-    print((frames - first) / (time.perf_counter() - clock.began))
+    model.learn(FOREVER, callback=Progress())
 
 
-def rate_of_sb3(*args: int | str) -> float:
-    """SB3 in a process of its own, with its own default of threads."""
-    command = [sys.executable, __file__, "--sb3", *map(str, args)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+class Contestant:
+    """A training run in processes of its own, which stand still except in its turns; it says its frames as n/total."""
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self.log = folder / "log.txt"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
+        self.rates: list[float] = []
+
+    def frames(self) -> int:
+        """Frames so far."""
+        if self.process.poll() is not None:
+            sys.exit(f"a contestant ended:\n{self.log.read_text()}")
+        counts = re.findall(rf"(\d+)/{FOREVER}", self.log.read_text())
+        return int(counts[-1]) if counts else 0
+
+    def signal(self, number: int) -> None:
+        """To the run and all its workers."""
+        os.killpg(self.process.pid, number)
+
+    def warm_up(self, frames: int) -> None:
+        """Run until the clock may start."""
+        while self.frames() < frames:
+            time.sleep(0.1)
+        self.signal(signal.SIGSTOP)
+
+    def turn(self, seconds: float) -> None:
+        """Run for a while, to the end of a batch, and note the frames a second."""
+        first, began = self.frames(), time.perf_counter()
+        self.signal(signal.SIGCONT)
+        time.sleep(seconds)
+        at_least = self.frames()
+        while (last := self.frames()) == at_least:
+            time.sleep(0.002)
+        self.signal(signal.SIGSTOP)
+        self.rates.append((last - first) / (time.perf_counter() - began))
+
+    def end(self) -> None:
+        """Ctrl-C."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
 
 
-def rate_of_trainer(frames: int, random_frames: int, first: int, device: str, *flags: str) -> float:
-    """``train_ddpg.py mujoco`` with its evaluation left out, timed by its own metrics.csv."""
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = {"--total-frames": frames, "--init-random-frames": random_frames, "--eval.interval": 0}
-        numbers |= {"--env.random-steps": 1000, "--output-dir": folder, "--device": device, "--env.name": ENVIRONMENT}
-        words = [str(word) for pair in numbers.items() for word in pair]
-        subprocess.run([sys.executable, TRAINER, "mujoco", *words, *flags], check=True, capture_output=True)
-        with (Path(folder) / "metrics.csv").open() as file:
-            rows = [(int(row["frames"]), float(row["seconds"])) for row in csv.DictReader(file)]
-    (frame, second), (last_frame, last_second) = next(row for row in rows if row[0] >= first), rows[-1]
-    return (last_frame - frame) / (last_second - second)
+def commands(random_frames: int, device: str) -> dict[str, list[str]]:
+    """The contestants' command lines; the trainer's evaluation is left out."""
+    options = {"--env.name": ENVIRONMENT, "--device": device, "--total-frames": FOREVER, "--eval.interval": 0}
+    options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000}
+    trainer = [sys.executable, str(TRAINER), "mujoco", *(str(word) for pair in options.items() for word in pair)]
+    ways = {
+        "SB3": [sys.executable, str(Path(__file__).resolve()), "--sb3", "--device", device],
+        "this trainer, collecting in turn": [*trainer, "--collector", "sync"],
+        "this trainer, collecting beside learning": [*trainer, "--collector", "async"],
+    }
+    if device == "cuda":
+        ways["in turn, compile, cuda_graph"] = [*trainer, "--collector", "sync", "--compile", "--cuda-graph"]
+        ways["beside learning, compile, cuda_graph"] = [*trainer, "--collector", "async", "--compile", "--cuda-graph"]
+    return ways
 
 
 def main() -> None:
     """Read the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--frames", type=int, default=4000, help="frames of each run; 1000, or a quarter, are random")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each contestant, in turn")
-    parser.add_argument("--sb3", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each contestant")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
+    parser.add_argument("--warm-up", type=int, default=2000, help="frames before the first turn, half of them random")
+    parser.add_argument("--sb3", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.sb3:
-        run_sb3(*map(int, args.sb3[:3]), args.sb3[3])
+        run_sb3(args.warm_up // 2, args.device)
         return
     print_machine("gymnasium", "mujoco", "stable-baselines3")
-    random_frames = min(1000, args.frames // 4)
-    setting = (args.frames, random_frames, 2 * random_frames, args.device)
-    ways = {
-        "SB3": lambda: rate_of_sb3(*setting),
-        "this trainer, collecting in turn": lambda: rate_of_trainer(*setting, "--collector", "sync"),
-        "this trainer, collecting beside learning": lambda: rate_of_trainer(*setting),
-    }
-    if args.device == "cuda":
-        ways["the same, compile, cuda_graph"] = lambda: rate_of_trainer(*setting, "--compile", "--cuda-graph")
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            rates[name].append(way())
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    rows = [
-        [name, value, min(rates[name]), max(rates[name]), value / medians["SB3"]] for name, value in medians.items()
-    ]
+    contestants: dict[str, Contestant] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for number, (name, command) in enumerate(commands(args.warm_up // 2, args.device).items()):
+                place = Path(folder) / str(number)
+                place.mkdir()
+                contestants[name] = Contestant(command, place)
+                contestants[name].warm_up(args.warm_up)
+            for _ in range(args.rounds):
+                for contestant in contestants.values():
+                    contestant.turn(args.seconds)
+        finally:
+            for contestant in contestants.values():
+                contestant.end()
+    base = contestants["SB3"].rates
+    rows = []
+    for name, contestant in contestants.items():
+        quartiles = statistics.quantiles(contestant.rates, n=4) if args.rounds > 1 else contestant.rates * 3
+        ratio = statistics.median(rate / other for rate, other in zip(contestant.rates, base, strict=True))
+        rows.append([name, quartiles[1], f"{quartiles[0]:.0f} to {quartiles[2]:.0f}", ratio])
     print(f"DDPG on {ENVIRONMENT}, two layers of 256, batch 256, one update a frame, {args.device}:\n")
-    print_table(["", "frames/s, median", "lowest", "highest", "of SB3's"], rows)
+    print_table(["", "frames/s, median", "middle half of the turns", "of SB3's, median of rounds"], rows)
 
 
 if __name__ == "__main__":

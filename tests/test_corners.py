@@ -421,6 +421,69 @@ def test_a_refused_batch_leaves_batch_statistics_alone(key):
     assert all(leaf.isfinite().all() for leaf in [*loss.state_dict().values(), *encoder.buffers()])
 
 
+class Counted(nn.Module):
+    """Keeps the mean of what it has seen, written in one of several ways, once it is told to."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(OBSERVATION))
+        self.way, self.on = way, True
+
+    def forward(self, x):
+        mean = x.detach().flatten(0, -2).mean(0)
+        if not self.training or not self.on:
+            return x - self.mean
+        if self.way == "assigned":
+            self.mean = mean
+        else:
+            (self.mean if self.way == "in place" else self.mean.data).copy_(mean)
+        return x - self.mean
+
+
+@pytest.mark.parametrize("way", ["in place", "assigned", "data"])
+def test_statistics_are_told_from_constants(way):
+    encoder = Counted(way)
+    loss = DDPGLoss(*networks(encoder=encoder, encoder_width=OBSERVATION))
+    data, bad = batch(8, terminated=0.0), batch(8, terminated=0.0)
+    bad["observation"][3] = float("nan")
+    for _ in range(2):
+        loss(data)
+    with pytest.raises(BatchError, match="observation"):
+        loss(bad)
+    loss.eval()
+    assert not encoder.training
+    for _ in range(2):
+        loss(data)  # constants, in these modes
+    loss.train()
+    with pytest.raises(BatchError, match="observation"):
+        loss(bad)
+    assert encoder.mean.isfinite().all()
+
+
+def test_statistics_that_begin_later_are_noticed():
+    encoder = Counted("in place")
+    loss = DDPGLoss(*networks(encoder=encoder, encoder_width=OBSERVATION))
+    data, bad = batch(8, terminated=0.0), batch(8, terminated=0.0)
+    bad["observation"][3] = float("nan")
+    encoder.on = False
+    for _ in range(2):
+        loss(data)
+    encoder.on = True
+    loss(data)
+    with pytest.raises(BatchError, match="observation"):
+        loss(bad)
+    assert encoder.mean.isfinite().all()
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+def test_constant_buffers_cost_no_look_at_the_inputs(in_training):
+    encoder = nn.Linear(OBSERVATION, OBSERVATION)
+    encoder.register_buffer("scale", torch.ones(3))
+    loss = DDPGLoss(*networks(encoder=encoder, encoder_width=OBSERVATION)).train(in_training)
+    loss(batch(8))
+    assert not loss._keeps_statistics
+
+
 def test_a_target_that_is_set_is_the_one_that_runs():
     loss = make()
     before = loss.compute_target(batch(8))
