@@ -20,7 +20,8 @@ from common import interleaved, print_machine, print_table
 from update import hand_written, update_step
 
 # Whether each environment has a process, how many step together, where the collector runs.
-WAYS = ((False, 1, "sync"), (False, 4, "sync"), (True, 2, "sync"), (False, 1, "async"), (False, 4, "async"))
+WAYS = ((False, 1, "sync"), (False, 4, "sync"), (False, 10, "sync"), (True, 2, "sync"), (True, 4, "sync"))
+WAYS += ((False, 1, "async"), (False, 4, "async"), (False, 10, "async"))
 BATCHES, WIDTHS, CRITICS = (16, 64, 256, 1024), (32, 128, 256, 512), (1, 2, 4)
 
 
@@ -44,6 +45,7 @@ def show_collection(frames: int) -> None:
         cfg = copy.deepcopy(train_ddpg.PRESETS["mujoco"])
         cfg.env.name, cfg.device, cfg.env.count, cfg.env.parallel = "HalfCheetah-v5", "cpu", count, parallel
         cfg.collector, cfg.total_frames, cfg.init_random_frames = collector_kind, 2 * frames, 0
+        cfg.steps_per_batch = 100 // count
         env = pipeline.make_env(cfg.env, training=False)
         policy, _ = pipeline.make_exploration(cfg, pipeline.make_networks(cfg, env)[0], env.action_spec_unbatched)
         with pipeline.collecting(cfg, None, policy) as (collector, _):
@@ -53,10 +55,10 @@ def show_collection(frames: int) -> None:
             while seen < frames:
                 seen += next(batches).numel()
             rate = seen / (time.perf_counter() - began)
-        kind = "ParallelEnv" if parallel else "SerialEnv"
-        rows.append([f"{kind} of {count}", "its own" if collector_kind == "async" else "the learner's", rate])
-    print("Collection of HalfCheetah-v5 alone, 50 steps of each environment a batch:\n")
-    print_table(["environments", "process", "frames/s"], rows)
+        kind = "a process each" if parallel else "one process"
+        rows.append([f"{count}, {kind}", "its own" if collector_kind == "async" else "the learner's", rate])
+    print("Collection of HalfCheetah-v5 alone, 100 frames a batch:\n")
+    print_table(["environments", "collector's process", "frames/s"], rows)
 
 
 def main() -> None:

@@ -37,11 +37,24 @@ class RepeatAction(envs.FrameSkipTransform):
         return next_tensordict.set("reward", reward)
 
 
-def make_base_env(cfg):
-    """One environment without transforms, in a worker process where there is one."""
-    with contextlib.suppress(ImportError, AttributeError):  # keep MuJoCo's notes on old model files off the terminal
+def quieten_mujoco() -> None:
+    """Keep MuJoCo's notes on old model files off the terminal, in a worker process where there is one."""
+    with contextlib.suppress(ImportError, AttributeError):
         warn = import_module("mujoco").set_mju_user_warning
         warn(lambda text: None if "deprecated" in text else print(text, file=sys.stderr))
+
+
+def make_vector_env(cfg):
+    """Gymnasium's environments as one; TorchRL's Python for a step, most of its time, then runs once for all."""
+    quieten_mujoco()
+    gymnasium = import_module("gymnasium")
+    options = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # resets are the collector's
+    return envs.GymWrapper(gymnasium.make_vec(cfg.name, cfg.count, "sync", vector_kwargs=options))
+
+
+def make_base_env(cfg):
+    """One environment without transforms."""
+    quieten_mujoco()
     options = {"from_pixels": True, "pixels_only": True} if cfg.from_pixels else {}
     if cfg.backend == "gymnasium":
         return envs.GymEnv(cfg.name, frame_skip=cfg.frame_skip, **options)
@@ -55,8 +68,12 @@ def make_base_env(cfg):
 def make_env(cfg, stats=None, training: bool = True, seed: int = 0):
     """The environments to train with as one batch, or one to evaluate with; transformed and seeded."""
     make = partial(make_base_env, cfg)
-    batched = envs.ParallelEnv if cfg.parallel else envs.SerialEnv
-    env = batched(cfg.count, envs.EnvCreator(make), device="cpu") if training else make()
+    if not training:
+        env = make()
+    elif cfg.backend == "gymnasium" and cfg.count > cfg.frame_skip == 1 and not (cfg.parallel or cfg.from_pixels):
+        env = make_vector_env(cfg)
+    else:
+        env = (envs.ParallelEnv if cfg.parallel else envs.SerialEnv)(cfg.count, envs.EnvCreator(make), device="cpu")
     # Returns are summed before the scaling, so they stay in the environment's own reward units.
     steps = [envs.RewardSum(), envs.RewardScaling(0.0, cfg.reward_scale)]
     if cfg.from_pixels:
@@ -110,7 +127,7 @@ class Squash(torch.nn.Module):
 
     def forward(self, param):
         """The action, of the shape of ``param``."""
-        return self.middle + self.half_range * param.tanh()
+        return torch.addcmul(self.middle, self.half_range, param.tanh())
 
 
 def make_networks(cfg, env):
@@ -128,7 +145,9 @@ def make_networks(cfg, env):
         else:
             first = common | {"depth": 0, "out_features": cfg.hidden[0]}
             value = modules.DdpgMlpQNet(first, common | outputs | {"num_cells": list(cfg.hidden[1:])})
-    squash = TensorDictModule(Squash(spec.space.low, spec.space.high), ["param"], ["action"])
+    low, high = spec.space.low, spec.space.high
+    onto_range = torch.nn.Tanh() if (low == -1).all() and (high == 1).all() else Squash(low, high)
+    squash = TensorDictModule(onto_range, ["param"], ["action"])
     actor = TensorDictSequential(TensorDictModule(net, [key], out_keys), squash)
     critic = TensorDictModule(value, [key, "action"], ["state_action_value"])
     critic(actor(env.fake_tensordict()))

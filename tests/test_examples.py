@@ -21,7 +21,7 @@ import yaml
 from tensordict import TensorDict
 from torchrl.data import Bounded
 from torchrl.data.replay_buffers import RandomSampler
-from torchrl.envs import PendulumEnv
+from torchrl.envs import GymWrapper, PendulumEnv
 from torchrl.modules import TanhDelta
 
 from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, TD3BCLoss, TD3Loss
@@ -254,6 +254,29 @@ def test_time_limit_truncates_and_does_not_terminate():
     assert after["truncated"][:, -1].all()
     assert after["done"][:, -1].all()
     assert not after["terminated"].any()
+
+
+def test_environments_that_step_as_one_keep_their_own_episodes():
+    cfg = train_ddpg.EnvConfig(name="Hopper-v5", count=3, parallel=False, frame_skip=1, max_steps=30, normalise=False)
+    env = pipeline.make_env(cfg, seed=1)
+    assert isinstance(env.base_env, GymWrapper)
+    run = env.rollout(120, break_when_any_done=False)
+    ends, after = run["next", "done"].squeeze(-1), run["next"]
+    assert ends.sum(1).unique().numel() > 1  # they ended at different times
+    goes_on = (run["observation_vector"][:, 1:] == after["observation_vector"][:, :-1]).all(-1)
+    assert torch.equal(goes_on, ~ends[:, :-1])
+    assert torch.equal(run["is_init"].squeeze(-1)[:, 1:], ends[:, :-1])
+    assert torch.equal(after["done"], after["terminated"] | after["truncated"])
+    assert torch.equal(after["truncated"], after["step_count"] == 30)
+    total = torch.zeros(3)
+    for step in run.unbind(1):
+        total = total + step["next", "reward"].squeeze(-1)
+        torch.testing.assert_close(step["next", "episode_reward"].squeeze(-1), total)
+        total = total.where(~step["next", "done"].squeeze(-1), 0.0)
+    torch.testing.assert_close(
+        pipeline.make_env(cfg, seed=1).reset()["observation_vector"], run[:, 0]["observation_vector"]
+    )
+    assert len(run[:, 0]["observation_vector"].unique(dim=0)) == 3
 
 
 def test_repeated_action_moves_a_stateless_environment_twice():

@@ -10,6 +10,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 _STATE = ("exp_avg", "exp_avg_sq", "step")
+_ONE = torch.ones((), device="cpu")
 
 
 def step(optimizer: Optimizer) -> None:
@@ -27,7 +28,7 @@ def step(optimizer: Optimizer) -> None:
         return
     with torch.no_grad():
         for group, (parameters, gradients, averages, squares, steps) in zip(optimizer.param_groups, lists, strict=True):
-            torch._foreach_add_(steps, 1)
+            torch._foreach_add_(steps, [_ONE] * len(steps))  # a number would be made a tensor for each of them
             torch._fused_adam_(
                 parameters,
                 gradients,
