@@ -8,9 +8,13 @@ import shutil
 
 import pytest
 import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.modules import ValueOperator
 
 from helpers import LOSSES, batch, networks
-from torchrl_ddpg import DDPGLoss, HardUpdate, SoftUpdate, UpdateStep, cuda_graph
+from torchrl_ddpg import BatchError, DDPGLoss, HardUpdate, SoftUpdate, UpdateStep, cuda_graph
 
 CASES = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -67,7 +71,26 @@ def test_compiled_by_the_default_backend_equals_eager(case):
 @CASES
 def test_compiled_without_a_break_in_the_graph(case, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
-    assert build(case, compile=True, delay=1)(batch(8))
+    update = build(case, compile=True, delay=1)
+    for size in (8, 6, 4):  # from the second on, for batches of any size
+        assert update(batch(size))
+
+
+@CASES
+def test_compiled_refuses_nan_and_leaves_the_networks_alone(case, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    compiled, eager = build(case, compile=True, delay=1), build(case, delay=1)
+    words = []
+    for update in (compiled, eager):
+        before = copy.deepcopy(update.loss.state_dict())
+        data = batch(8)
+        data["next", "reward"][2] = float("nan")
+        with pytest.raises(BatchError, match="not finite") as error:
+            update(data)
+        words.append(str(error.value))
+        torch.testing.assert_close(update.loss.state_dict(), before)
+        assert "td_error" not in data
+    assert words[0] == words[1]
 
 
 def test_compiled_trajectories(monkeypatch):
@@ -124,6 +147,7 @@ def recorded(monkeypatch):
         updates.append(build(*args, cuda_graph=True, **options))
         return updates[-1], graphs
 
+    make.updates = updates
     return make
 
 
@@ -145,6 +169,50 @@ def test_a_graph_for_each_kind_of_batch(recorded):
     update, graphs = recorded(LOSSES["td3"], delay=1)
     assert_same_run(update, build(LOSSES["td3"], delay=1), 20, sizes=(8, 4), rtol=1e-4, atol=1e-6)
     assert [graph.replays for graph in graphs] == [7, 7]
+
+
+def test_recordings_of_ever_new_shapes_do_not_pile_up(recorded, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "MAX_GRAPHS", 3)
+    update, graphs = recorded(LOSSES["ddpg"], delay=1)
+    assert_same_run(update, build(LOSSES["ddpg"], delay=1), 15, sizes=(2, 3, 4, 5, 6), rtol=1e-4, atol=1e-6)
+    assert (len(update._step.graphs), graphs) == (3, [])
+
+
+class Parts(nn.Module):
+    """Reads an observation that is a TensorDict."""
+
+    def __init__(self, outputs, action=0):
+        super().__init__()
+        self.layer = nn.Linear(5 + action, outputs)
+
+    def forward(self, observation, *action):
+        return self.layer(torch.cat([observation["a"], observation["b", "c"], *action], -1)).tanh()
+
+
+@pytest.mark.parametrize("way", ["recorded", "compiled"])
+def test_an_observation_of_several_parts(way, recorded, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+    def observation(size, seed):
+        torch.manual_seed(seed)
+        return TensorDict({"a": torch.randn(size, 3), "b": {"c": torch.randn(size, 2)}}, [size])
+
+    def make(**options):
+        torch.manual_seed(0)
+        actor = TensorDictModule(Parts(2), in_keys=["observation"], out_keys=["action"])
+        loss = DDPGLoss(actor, ValueOperator(Parts(1, action=2), in_keys=["observation", "action"]))
+        optimizers = [torch.optim.Adam(net.parameters(), fused=True) for net in (actor, loss.value_network)]
+        names, updater = ("actor_optimizer", "critic_optimizer"), SoftUpdate(loss, tau=0.1)
+        return UpdateStep(loss, target_updater=updater, **dict(zip(names, optimizers, strict=True)), **options)
+
+    update, other = make(**{"cuda_graph" if way == "recorded" else "compile": True}), make()
+    recorded.updates.append(update)
+    for seed in range(12):
+        size = (4, 6)[seed % 2]
+        data = batch(size, seed=seed)
+        data["observation"], data["next", "observation"] = observation(size, seed), observation(size, seed + 100)
+        assert update(data)["loss_value"] == pytest.approx(other(data.clone())["loss_value"].item(), rel=1e-4)
+    torch.testing.assert_close(*(one.loss.target_pairs("parameters") for one in (update, other)))
 
 
 def test_what_changes_is_recorded_anew(recorded):

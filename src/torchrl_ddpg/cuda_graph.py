@@ -17,6 +17,8 @@ Tensors = dict[NestedKey, Tensor]
 
 # Calls before a recording: lazy initialisation, compilation and the optimizers' state must not become part of it.
 WARM_UP = 3
+# Kinds of batch whose recordings are kept; each holds memory of its own, and batches may come in ever new lengths.
+MAX_GRAPHS = 64
 _DEVICE_TYPE = "cuda"
 # A rate as a tensor can be scheduled without recording anew; others read it on the host, which a recording cannot.
 _TAKES_A_TENSOR = (Adam, AdamW, NAdam, RAdam, Adamax)
@@ -111,6 +113,8 @@ class RecordedStep:
             self.graphs, self.recorded = {}, self._held()
         key = (batch.signature(), with_actor)
         if key not in self.graphs:
+            while len(self.graphs) >= MAX_GRAPHS:
+                self.graphs.pop(next(iter(self.graphs)))
             like = batch.over({})
 
             def step(tensors: Tensors) -> Tensors:

@@ -179,9 +179,11 @@ class UpdateStep:
             return outputs, batch.get(self.loss.tensor_keys.priority, None)
 
         compiled = torch.compile(of_tensors)
+        name = self.loss.critic_loss_key if term == "loss_value" else term
 
         def of_batch(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             outputs, priority = compiled(batch.over(batch.tensors()))
+            checks.finite_loss(type(self.loss).__name__, name, outputs[0].detach(), batch.values)
             if priority is not None:
                 batch.write_priority(priority)
             return outputs

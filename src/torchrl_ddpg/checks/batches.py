@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -145,6 +146,12 @@ def network_failed(
         f"{owner}: {name} cannot run on this batch. It reads: {entries}. Its first parameter: {describe(parameter)}. "
         f"Check the entries' shapes, dtypes and devices. The network raised {type(error).__name__}."
     )
+
+
+def finite_loss(owner: str, term: str, loss: Tensor, entries: Mapping[NestedKey, Any]) -> None:
+    """Raise if a term holds NaN or inf, on the CPU; elsewhere the question would wait for the device."""
+    if loss.device.type == "cpu" and not (math.isfinite(loss.item()) if loss.ndim == 0 else loss.isfinite().all()):
+        raise not_finite(owner, term, entries)
 
 
 def not_finite(owner: str, term: str, entries: Mapping[NestedKey, Any]) -> BatchError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -293,8 +292,6 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             loss = batch.samples(loss)
             mask, weight = batch.mask_like(loss), batch.weight_like(loss) if weighs else None
         loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
-        # Elsewhere than on the CPU the question would wait for the device.
-        readable = loss.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and not (math.isfinite(loss.item()) if loss.ndim == 0 else loss.isfinite().all()):
-            raise checks.not_finite(self._owner, term, batch.values)
+        if not torch.compiler.is_compiling():
+            checks.finite_loss(self._owner, term, loss, batch.values)
         return loss

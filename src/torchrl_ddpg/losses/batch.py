@@ -59,6 +59,12 @@ def fetch(source: TensorDictBase, names: Iterable[NestedKey]) -> dict[NestedKey,
     return values
 
 
+def _signature(value: Any) -> tuple:
+    if not isinstance(value, TensorDictBase):
+        return (type(value),)
+    return tuple((key, leaf.shape, leaf.dtype, leaf.device) for key, leaf in value.items(True, True))
+
+
 class Batch:
     """One batch on its way through a loss.
 
@@ -83,8 +89,12 @@ class Batch:
         self.mask = self._read_mask(required=mask_key != "auto")
 
     def tensors(self) -> dict[NestedKey, Tensor]:
-        """The entries that there are."""
-        return {key: value for key, value in self.values.items() if isinstance(value, (Tensor, TensorDictBase))}
+        """The entries that there are; those of a nested TensorDict one by one."""
+        found = {key: value for key, value in self.values.items() if isinstance(value, Tensor)}
+        for key, value in self.values.items():
+            if isinstance(value, TensorDictBase):
+                found |= {unravel_key((key, inner)): leaf for inner, leaf in value.items(True, True)}
+        return found
 
     def over(self, tensors: dict[NestedKey, Tensor]) -> TensorDict:
         """A TensorDict like this batch's with other tensors in it."""
@@ -136,7 +146,7 @@ class Batch:
         """What the checks depend on: shapes, dtypes and devices."""
         return (
             self.shape,
-            *((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else type(v) for v in self.values.values()),
+            *((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else _signature(v) for v in self.values.values()),
         )
 
     def steps(self) -> Tensor | None:
