@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import print_machine, print_table
+from common import print_machine, print_table, synchronize
+from update import hand_written
 
 TRAINER = Path(__file__).parent.parent / "examples" / "train_ddpg.py"
 ENVIRONMENT = "HalfCheetah-v5"
@@ -51,6 +52,16 @@ def run_sb3(random_frames: int, device: str) -> None:
         device=device,
     )
     model.learn(FOREVER, callback=Progress())
+
+
+def run_updates(device: str) -> None:
+    """The hand-written update of ``update.py`` over and over, one for a frame that is never collected."""
+    step = hand_written(256, 256, device, 1)
+    for count in range(1, FOREVER):
+        step()
+        if count % 10 == 0:
+            synchronize()
+            print(f"{count}/{FOREVER}", end="\r", file=sys.stderr, flush=True)
 
 
 class Contestant:
@@ -107,52 +118,62 @@ def commands(random_frames: int, device: str) -> dict[str, list[str]]:
     options = {"--env.name": ENVIRONMENT, "--device": device, "--total-frames": FOREVER, "--eval.interval": 0}
     options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000}
     trainer = [sys.executable, str(TRAINER), "mujoco", *(str(word) for pair in options.items() for word in pair)]
+    this = [sys.executable, str(Path(__file__).resolve()), "--device", device]
     ways = {
-        "SB3": [sys.executable, str(Path(__file__).resolve()), "--sb3", "--device", device],
+        "SB3": [*this, "--sb3", "--warm-up", str(2 * random_frames)],
         "this trainer, collecting in turn": [*trainer, "--collector", "sync"],
         "this trainer, collecting beside learning": [*trainer, "--collector", "async"],
     }
+    ways["hand-written updates alone, nothing collected"] = [*this, "--updates"]
     if device == "cuda":
         ways["in turn, compile, cuda_graph"] = [*trainer, "--collector", "sync", "--compile", "--cuda-graph"]
         ways["beside learning, compile, cuda_graph"] = [*trainer, "--collector", "async", "--compile", "--cuda-graph"]
     return ways
 
 
-def main() -> None:
-    """Read the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each contestant")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
-    parser.add_argument("--warm-up", type=int, default=2000, help="frames before the first turn, half of them random")
-    parser.add_argument("--sb3", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.sb3:
-        run_sb3(args.warm_up // 2, args.device)
-        return
+def compare(device: str, rounds: int, seconds: float, warm_up: int) -> None:
+    """Let every contestant run in its turns, and print the table."""
     print_machine("gymnasium", "mujoco", "stable-baselines3")
     contestants: dict[str, Contestant] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for number, (name, command) in enumerate(commands(args.warm_up // 2, args.device).items()):
+            for number, (name, command) in enumerate(commands(warm_up // 2, device).items()):
                 place = Path(folder) / str(number)
                 place.mkdir()
                 contestants[name] = Contestant(command, place)
-                contestants[name].warm_up(args.warm_up)
-            for _ in range(args.rounds):
+                contestants[name].warm_up(warm_up)
+            for _ in range(rounds):
                 for contestant in contestants.values():
-                    contestant.turn(args.seconds)
+                    contestant.turn(seconds)
         finally:
             for contestant in contestants.values():
                 contestant.end()
     base = contestants["SB3"].rates
     rows = []
     for name, contestant in contestants.items():
-        quartiles = statistics.quantiles(contestant.rates, n=4) if args.rounds > 1 else contestant.rates * 3
+        quartiles = statistics.quantiles(contestant.rates, n=4) if rounds > 1 else contestant.rates * 3
         ratio = statistics.median(rate / other for rate, other in zip(contestant.rates, base, strict=True))
         rows.append([name, quartiles[1], f"{quartiles[0]:.0f} to {quartiles[2]:.0f}", ratio])
-    print(f"DDPG on {ENVIRONMENT}, two layers of 256, batch 256, one update a frame, {args.device}:\n")
+    print(f"DDPG on {ENVIRONMENT}, two layers of 256, batch 256, one update a frame, {device}:\n")
     print_table(["", "frames/s, median", "middle half of the turns", "of SB3's, median of rounds"], rows)
+
+
+def main() -> None:
+    """Read the command line and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each contestant")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
+    parser.add_argument("--warm-up", type=int, default=2000, help="frames before the first turn, half of them random")
+    parser.add_argument("--sb3", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--updates", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.sb3:
+        run_sb3(args.warm_up // 2, args.device)
+    elif args.updates:
+        run_updates(args.device)
+    else:
+        compare(args.device, args.rounds, args.seconds, args.warm_up)
 
 
 if __name__ == "__main__":
