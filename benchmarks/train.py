@@ -7,6 +7,7 @@ neighbours is the same machine for all of them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -104,13 +105,14 @@ class Contestant:
         self.rates.append((last - first) / (time.perf_counter() - began))
 
     def end(self) -> None:
-        """Ctrl-C."""
-        self.signal(signal.SIGCONT)
-        self.signal(signal.SIGINT)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.signal(signal.SIGKILL)
+        """Ctrl-C, and after half a minute the end."""
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+            self.signal(signal.SIGKILL)  # also workers that outlived it
+        self.process.wait()
 
 
 def commands(random_frames: int, device: str) -> dict[str, list[str]]:
@@ -133,6 +135,7 @@ def commands(random_frames: int, device: str) -> dict[str, list[str]]:
 
 def compare(device: str, rounds: int, seconds: float, warm_up: int) -> None:
     """Let every contestant run in its turns, and print the table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nor may `timeout` leave contestants behind
     print_machine("gymnasium", "mujoco", "stable-baselines3")
     contestants: dict[str, Contestant] = {}
     with tempfile.TemporaryDirectory() as folder:

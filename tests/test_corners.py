@@ -6,9 +6,10 @@ import warnings
 import pytest
 import torch
 import torchrl.objectives
+from tensordict import TensorDict, lazy_stack
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.modules import MultiAgentMLP
+from torchrl.modules import MultiAgentMLP, ValueOperator
 from torchrl.objectives.value import GAE, TD0Estimator, TDLambdaEstimator
 
 from helpers import ACTION, OBSERVATION, batch, make, networks
@@ -421,67 +422,81 @@ def test_a_refused_batch_leaves_batch_statistics_alone(key):
     assert all(leaf.isfinite().all() for leaf in [*loss.state_dict().values(), *encoder.buffers()])
 
 
-class Counted(nn.Module):
-    """Keeps the mean of what it has seen, written in one of several ways, once it is told to."""
+class LateStatistics(nn.Module):
+    """Batch statistics that begin when they are told to, and leave their versions as they were."""
 
-    def __init__(self, way):
+    def __init__(self):
         super().__init__()
         self.register_buffer("mean", torch.zeros(OBSERVATION))
-        self.way, self.on = way, True
+        self.register_buffer("variance", torch.ones(OBSERVATION))
+        self.on = False
 
     def forward(self, x):
-        mean = x.detach().flatten(0, -2).mean(0)
-        if not self.training or not self.on:
-            return x - self.mean
-        if self.way == "assigned":
-            self.mean = mean
-        else:
-            (self.mean if self.way == "in place" else self.mean.data).copy_(mean)
-        return x - self.mean
+        return nn.functional.batch_norm(x, self.mean, self.variance, training=self.on)
 
 
-@pytest.mark.parametrize("way", ["in place", "assigned", "data"])
-def test_statistics_are_told_from_constants(way):
-    encoder = Counted(way)
+@pytest.mark.parametrize("key", ["observation", ("next", "observation")], ids=str)
+def test_statistics_that_begin_later_are_left_alone_too(key):
+    encoder = LateStatistics()
     loss = DDPGLoss(*networks(encoder=encoder, encoder_width=OBSERVATION))
-    data, bad = batch(8, terminated=0.0), batch(8, terminated=0.0)
-    bad["observation"][3] = float("nan")
-    for _ in range(2):
-        loss(data)
-    with pytest.raises(BatchError, match="observation"):
-        loss(bad)
-    loss.eval()
-    assert not encoder.training
-    for _ in range(2):
-        loss(data)  # constants, in these modes
-    loss.train()
-    with pytest.raises(BatchError, match="observation"):
-        loss(bad)
+    bad = batch(8, terminated=0.0)
+    bad[key][3] = float("inf")
+    for on in (False, True):
+        encoder.on = on
+        loss(batch(8))
+        with pytest.raises(BatchError, match="observation"):
+            loss(bad)
     assert encoder.mean.isfinite().all()
+    assert encoder.variance.isfinite().all()
 
 
-def test_statistics_that_begin_later_are_noticed():
-    encoder = Counted("in place")
+def test_numbers_whose_sum_overflows_are_finite():
+    encoder = nn.BatchNorm1d(OBSERVATION, dtype=torch.float64)
+    loss = DDPGLoss(*networks(encoder=encoder, encoder_width=OBSERVATION)).double()
+    data = batch(8, dtype=torch.float64)
+    data["observation"] = torch.full_like(data["observation"], 1e308)
+    data["observation"][0] = 0
+    with pytest.raises(BatchError, match="although every entry of the batch is"):
+        loss(data)
+
+
+@pytest.mark.parametrize("how", ["none", "deleted"])
+def test_a_buffer_may_be_switched_off(how):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(()))
+
+        def forward(self, x):
+            scale = getattr(self, "scale", None)
+            return x if scale is None else scale * x
+
+    encoder = Scaled()
     loss = DDPGLoss(*networks(encoder=encoder, encoder_width=OBSERVATION))
-    data, bad = batch(8, terminated=0.0), batch(8, terminated=0.0)
-    bad["observation"][3] = float("nan")
-    encoder.on = False
-    for _ in range(2):
-        loss(data)
-    encoder.on = True
-    loss(data)
-    with pytest.raises(BatchError, match="observation"):
-        loss(bad)
-    assert encoder.mean.isfinite().all()
+    if how == "none":
+        encoder.scale = None
+    else:
+        del encoder.scale
+    assert loss(batch(8))["loss_value"].isfinite()
 
 
-@pytest.mark.parametrize("in_training", [True, False])
-def test_constant_buffers_cost_no_look_at_the_inputs(in_training):
-    encoder = nn.Linear(OBSERVATION, OBSERVATION)
-    encoder.register_buffer("scale", torch.ones(3))
-    loss = DDPGLoss(*networks(encoder=encoder, encoder_width=OBSERVATION)).train(in_training)
-    loss(batch(8))
-    assert not loss._keeps_statistics
+def test_ragged_parts_of_an_observation():
+    class Summed(nn.Module):
+        def __init__(self, action):
+            super().__init__()
+            self.layer = nn.Linear(1 + action, 1 if action else ACTION)
+
+        def forward(self, observation, *action):
+            sums = torch.stack([part["a"].sum(-1) for part in observation.unbind(0)])
+            return self.layer(torch.cat([sums, *action], -1))
+
+    actor = TensorDictModule(Summed(0), in_keys=["observation"], out_keys=["action"])
+    loss = DDPGLoss(actor, ValueOperator(Summed(ACTION), in_keys=["observation", "action"]))
+    data = batch(4)
+    for key in ("observation", ("next", "observation")):
+        parts = [TensorDict({"a": torch.randn(1, 1 + index % 2)}, []) for index in range(4)]
+        data[key] = lazy_stack(parts)
+    assert loss(data)["loss_value"].isfinite()
 
 
 def test_a_target_that_is_set_is_the_one_that_runs():

@@ -276,7 +276,8 @@ def test_environments_that_step_as_one_keep_their_own_episodes():
     torch.testing.assert_close(
         pipeline.make_env(cfg, seed=1).reset()["observation_vector"], run[:, 0]["observation_vector"]
     )
-    assert len(run[:, 0]["observation_vector"].unique(dim=0)) == 3
+    starts = torch.cat([run[:, 0]["observation_vector"], pipeline.make_env(cfg, seed=2).reset()["observation_vector"]])
+    assert len(starts.unique(dim=0)) == 6
 
 
 def test_repeated_action_moves_a_stateless_environment_twice():

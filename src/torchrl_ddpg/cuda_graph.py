@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
@@ -112,20 +112,23 @@ class RecordedStep:
             self._make_capturable()
             self.graphs, self.recorded = {}, self._held()
         key = (batch.signature(), with_actor)
-        if key not in self.graphs:
-            while len(self.graphs) >= MAX_GRAPHS:
-                self.graphs.pop(next(iter(self.graphs)))
-            like = batch.over({})
-
-            def step(tensors: Tensors) -> Tensors:
-                copied = self.loss.batch(like.copy().update(tensors))
-                metrics = self.update(copied, with_actor)
-                return {**metrics, "priority": copied.source.get(self.loss.tensor_keys.priority)}
-
-            self.graphs[key] = CudaGraph(step)
-        outputs = self.graphs[key](batch.tensors())
+        graph = self.graphs.pop(key, None) or self._graph(batch, with_actor)
+        self.graphs[key] = graph  # the last one used is the last one to go
+        while len(self.graphs) > MAX_GRAPHS:
+            self.graphs.pop(next(iter(self.graphs)))
+        outputs = graph(_leaves(batch.tensors()))
         batch.write_priority(outputs.pop("priority"))
         return outputs
+
+    def _graph(self, batch: Batch, with_actor: bool) -> CudaGraph:
+        like = batch.over({})
+
+        def step(tensors: Tensors) -> Tensors:
+            copied = self.loss.batch(like.copy().update(tensors))
+            metrics = self.update(copied, with_actor)
+            return {**metrics, "priority": copied.source.get(self.loss.tensor_keys.priority)}
+
+        return CudaGraph(step)
 
     def _make_capturable(self) -> None:
         for role, optimizer in self.optimizers.items():
@@ -141,6 +144,15 @@ class RecordedStep:
                 held += [parameter.data_ptr() for parameter in group["params"]]
                 held += [value for key, value in group.items() if key != "params"]  # a loaded group's rate is another
         return held
+
+
+def _leaves(entries: Mapping[NestedKey, Tensor | TensorDictBase]) -> Tensors:
+    """The entries; those of a nested TensorDict one by one."""
+    leaves = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+    for key, value in entries.items():
+        if isinstance(value, TensorDictBase):
+            leaves |= {unravel_key((key, inner)): leaf for inner, leaf in value.items(True, True)}
+    return leaves
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -3,6 +3,7 @@
 from torchrl_ddpg.checks.batches import (
     BatchError,
     MissingKeyError,
+    all_finite,
     bounds_fit,
     describe,
     entry_names,
@@ -49,6 +50,7 @@ from torchrl_ddpg.checks.options import (
 __all__ = [
     "BatchError",
     "MissingKeyError",
+    "all_finite",
     "boolean",
     "bounds_fit",
     "choice",

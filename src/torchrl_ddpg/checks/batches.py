@@ -148,9 +148,15 @@ def network_failed(
     )
 
 
+def all_finite(value: Tensor) -> bool:
+    """Whether no element is NaN or infinite: a finite sum tells, for less than asking each. It waits for a device."""
+    total = value.sum() if value.ndim else value
+    return math.isfinite(total.item()) or bool(value.isfinite().all())
+
+
 def finite_loss(owner: str, term: str, loss: Tensor, entries: Mapping[NestedKey, Any]) -> None:
     """Raise if a term holds NaN or inf, on the CPU; elsewhere the question would wait for the device."""
-    if loss.device.type == "cpu" and not (math.isfinite(loss.item()) if loss.ndim == 0 else loss.isfinite().all()):
+    if loss.is_cpu and not all_finite(loss):
         raise not_finite(owner, term, entries)
 
 

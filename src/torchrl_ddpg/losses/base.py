@@ -277,8 +277,8 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         if not self._keeps_statistics or torch.compiler.is_compiling():
             return
         for value in inputs.values():
-            readable = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == "cpu"
-            if readable and not value.isfinite().all():
+            readable = isinstance(value, Tensor) and value.is_floating_point() and value.is_cpu
+            if readable and not checks.all_finite(value):
                 raise checks.not_finite(self._owner, "what the networks read", inputs)
 
     def _like_reward(self, value: Tensor, reward: Tensor) -> None:

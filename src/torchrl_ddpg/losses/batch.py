@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from tensordict import LazyStackedTensorDict, NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.objectives.common import AUTO_LOSS_MASK_KEYS
 
@@ -36,6 +36,8 @@ def hide(value: Any, counts: Tensor | None) -> Any:
     """
     if counts is None or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
+    if value.is_cpu and not torch.compiler.is_compiling() and checks.all_finite(value):
+        return value
     counts = counts.reshape(*counts.shape, *(1,) * (value.ndim - counts.ndim))
     return torch.where(counts | value.isfinite(), value, 0.0)
 
@@ -59,10 +61,14 @@ def fetch(source: TensorDictBase, names: Iterable[NestedKey]) -> dict[NestedKey,
     return values
 
 
-def _signature(value: Any) -> tuple:
-    if not isinstance(value, TensorDictBase):
-        return (type(value),)
-    return tuple((key, leaf.shape, leaf.dtype, leaf.device) for key, leaf in value.items(True, True))
+def _signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, LazyStackedTensorDict):  # its parts may differ in shape
+        return tuple(_signature(part) for part in value.tensordicts)
+    if isinstance(value, TensorDictBase):
+        return tuple((key, _signature(part)) for key, part in value.items())
+    return type(value)
 
 
 class Batch:
@@ -89,12 +95,8 @@ class Batch:
         self.mask = self._read_mask(required=mask_key != "auto")
 
     def tensors(self) -> dict[NestedKey, Tensor]:
-        """The entries that there are; those of a nested TensorDict one by one."""
-        found = {key: value for key, value in self.values.items() if isinstance(value, Tensor)}
-        for key, value in self.values.items():
-            if isinstance(value, TensorDictBase):
-                found |= {unravel_key((key, inner)): leaf for inner, leaf in value.items(True, True)}
-        return found
+        """The entries that there are."""
+        return {key: value for key, value in self.values.items() if isinstance(value, (Tensor, TensorDictBase))}
 
     def over(self, tensors: dict[NestedKey, Tensor]) -> TensorDict:
         """A TensorDict like this batch's with other tensors in it."""
@@ -144,10 +146,7 @@ class Batch:
 
     def signature(self) -> tuple:
         """What the checks depend on: shapes, dtypes and devices."""
-        return (
-            self.shape,
-            *((v.shape, v.dtype, v.device) if isinstance(v, Tensor) else _signature(v) for v in self.values.values()),
-        )
+        return (self.shape, *map(_signature, self.values.values()))
 
     def steps(self) -> Tensor | None:
         """The number of steps to the next observation, from the root or from the next state."""

@@ -46,11 +46,6 @@ def _kept(module: nn.Module) -> Iterator[Tensor]:
                     yield tensor
 
 
-def _versions(tensors: list[Tensor]) -> list[tuple[int, int]]:
-    """What an assignment or an operation in place changes."""
-    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-
-
 class Network:
     """A network in its three uses: online, frozen (no gradient to its parameters) and target (no gradient at all).
 
@@ -86,7 +81,6 @@ class Network:
                 self._held_out.append(leaf)
             else:
                 self._slots.append((owner_module._parameters, attribute, params._parameters, name))
-        self._still: dict[tuple[bool, ...], bool] = {}
         self._make_target(targets)
 
     def _make_target(self, targets: TensorDictParams | None) -> None:
@@ -135,35 +129,9 @@ class Network:
                 registered.data.copy_(owner[name])
                 owner[name] = registered
 
-    def keeps_statistics(self) -> bool:
-        """Whether passes move buffers, as running statistics do: what one sample holds reaches the others, and stays.
-
-        True until a pass in these train and eval modes has left them alone, as it leaves constants.
-        """
-        return bool(self._buffer_slots) and not self._still.get(self._flags(), False)
-
-    def _flags(self) -> tuple[bool, ...]:
-        return tuple([part.training for part in self.module.modules()])
-
-    def _watched(self, run_online: Callable[[], Entries]) -> Entries:
-        """Run, and keep in mind whether the buffers moved; once they have, they may again."""
-        if not self._buffer_slots or torch.compiler.is_compiling():
-            return run_online()
-        flags, before = self._flags(), self._buffers()
-        versions = _versions(before)
-        # A change through `.data` leaves the version as it was, so the first pass compares values too.
-        values = [] if flags in self._still else [buffer.clone() for buffer in before]
-        entries, after = run_online(), self._buffers()
-        still = _versions(after) == versions and all(map(torch.equal, values, after))
-        self._still[flags] = still and self._still.get(flags, True)
-        return entries
-
-    def _buffers(self) -> list[Tensor]:
-        return [owner[name] for owner, name, _ in self._buffer_slots]
-
     def online(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run the module with gradient to its parameters, but for those that only the actor's loss trains."""
-        return self._watched(lambda: run_detached(self.module, self._held_out, entries, shape))
+        return run_detached(self.module, self._held_out, entries, shape)
 
     def frozen(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run the module with gradient to its inputs and none to its parameters."""
@@ -205,8 +173,7 @@ class Ensemble(Network):
 
     def online(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run every critic, each on entries of its own."""
-        held, critics = self._held_out, self.module
-        return self._watched(lambda: self._stacked(run_detached(c, held, dict(entries), shape) for c in critics))
+        return self._stacked(run_detached(critic, self._held_out, dict(entries), shape) for critic in self.module)
 
     def frozen(self, entries: Entries, shape: torch.Size) -> Entries:
         """Run the first critic with gradient to its inputs and none to its parameters."""

@@ -134,12 +134,12 @@ class NetworkOwner(LossModule):
         }
         self._has_ensemble = isinstance(self._nets[self.critic_name], Ensemble)
         parameter = next(self.__dict__[self.critic_name].parameters(), torch.empty(0))
+        # Running statistics: what one sample holds reaches the others, and stays.
+        self._keeps_statistics = any(
+            buffer.is_floating_point() for net in self._nets.values() for buffer in net.module.buffers()
+        )
         self._dtype = torch.promote_types(parameter.dtype, torch.float32)
         self._seen: set[Any] = set()
-
-    @property
-    def _keeps_statistics(self) -> bool:
-        return any(net.keeps_statistics() for net in self._nets.values())
 
     def _check_live(self) -> None:
         if any(net.targets_were_set() for net in self._nets.values()):
