@@ -12,19 +12,21 @@ from collections.abc import Callable
 import torch
 import torchrl.objectives
 from torch.nn import functional
+from torch.optim import Adam
 from torch.profiler import ProfilerActivity, profile
 
 import torchrl_ddpg
 from common import ACTION, OBSERVATION, batch, interleaved, networks, print_machine, print_table, tensordict_networks
+from torchrl_ddpg import optimizer_step
 
 GAMMA, TAU, RATE = 0.99, 0.005, 3e-4
 SIZES = ((256, 256), (32, 16))  # width, batch
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
-def adam(parameters, fused: bool = True) -> torch.optim.Adam:
+def adam(parameters, fused: bool = True) -> Adam:
     """The optimizer of every contestant."""
-    return torch.optim.Adam(list(parameters), lr=RATE, fused=fused)
+    return Adam(list(parameters), lr=RATE, fused=fused)
 
 
 def entries(size: int, device: str) -> list[torch.Tensor]:
@@ -34,7 +36,9 @@ def entries(size: int, device: str) -> list[torch.Tensor]:
     return [data["observation"], data["action"], data["next", "reward"], data["next", "observation"], goes_on]
 
 
-def hand_written(width: int, size: int, device: str, critics: int) -> Callable[[], None]:
+def hand_written(
+    width: int, size: int, device: str, critics: int, step: Callable[[Adam], object] = lambda adam: adam.step()
+) -> Callable[[], None]:
     """No TensorDict, fused Adam, one kernel call for all targets, the actor's term through detached critic weights."""
     actor, heads = networks(width, device, critics)
     target_actor, target_heads, frozen = copy.deepcopy(actor), copy.deepcopy(heads), copy.deepcopy(heads[0])
@@ -62,11 +66,11 @@ def hand_written(width: int, size: int, device: str, critics: int) -> Callable[[
             loss = loss + functional.mse_loss(head(observation, action), target)
         critic_adam.zero_grad()
         loss.backward()
-        critic_adam.step()
+        step(critic_adam)
         loss = -frozen(observation, actor(observation)).mean()
         actor_adam.zero_grad()
         loss.backward()
-        actor_adam.step()
+        step(actor_adam)
         torch._foreach_lerp_(targets, sources, TAU)
 
     return update
@@ -168,6 +172,8 @@ def contestants(width: int, size: int, device: str, critics: int, compiled: bool
     """Every way to make the same update."""
     setting = (width, size, device, critics)
     found = {"hand-written": hand_written(*setting)}
+    if device == "cpu":
+        found["hand-written, Adam's kernel alone"] = hand_written(*setting, step=optimizer_step.step)
     if critics == 1:
         found["CleanRL's way"] = cleanrl_way(*setting)
         found["matrix products alone"] = matrix_products(width, size, device)
