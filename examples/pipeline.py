@@ -73,7 +73,7 @@ def make_env(cfg, stats=None, training: bool = True, seed: int = 0):
         env = make()
     elif cfg.backend == "gymnasium" and cfg.count > cfg.frame_skip == 1 and not (cfg.parallel or cfg.from_pixels):
         env = make_vector_env(cfg)
-        seed = random.Random(seed).randrange(2**31 - cfg.count)  # it counts on from there; neighbouring seeds must not
+        seed = random.Random(seed).randrange(2**31 - cfg.count)  # the i-th gets seed + i, which next run's would share
     else:
         env = (envs.ParallelEnv if cfg.parallel else envs.SerialEnv)(cfg.count, envs.EnvCreator(make), device="cpu")
     # Returns are summed before the scaling, so they stay in the environment's own reward units.

@@ -118,14 +118,14 @@ PRESETS = {
     "tutorial": Config(),  # beside fields: return with the tutorial's number [ours]; seed 0, 24,000 frames if not said
     # What published results use: Fujimoto et al. 2018, CleanRL, Tianshou.
     "mujoco": Config(
-        env=EnvConfig(frame_skip=1, max_steps=0, count=10, parallel=False, normalise=False),
+        env=EnvConfig(frame_skip=1, max_steps=0, count=4, parallel=False, normalise=False),
         noise=NoiseConfig("gaussian", sigma=0.1, end=1.0),
         replay=ReplayConfig("transition", batch=256),
         eval=EvalConfig(interval=10_000),
         total_frames=1_000_000,
         init_random_frames=25_000,
         collector="async",
-        steps_per_batch=10,
+        steps_per_batch=25,
         updates_per_batch=100,
         estimator="td0",
         actor_lr=3e-4,
