@@ -125,8 +125,8 @@ def commands(random_frames: int, device: str) -> dict[str, list[str]]:
         "SB3": [*this, "--sb3", "--warm-up", str(2 * random_frames)],
         "this trainer, collecting in turn": [*trainer, "--collector", "sync"],
         "this trainer, collecting beside learning": [*trainer, "--collector", "async"],
+        "hand-written updates alone, nothing collected": [*this, "--updates"],
     }
-    ways["hand-written updates alone, nothing collected"] = [*this, "--updates"]
     if device == "cuda":
         ways["in turn, compile, cuda_graph"] = [*trainer, "--collector", "sync", "--compile", "--cuda-graph"]
         ways["beside learning, compile, cuda_graph"] = [*trainer, "--collector", "async", "--compile", "--cuda-graph"]
@@ -135,7 +135,7 @@ def commands(random_frames: int, device: str) -> dict[str, list[str]]:
 
 def compare(device: str, rounds: int, seconds: float, warm_up: int) -> None:
     """Let every contestant run in its turns, and print the table."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nor may `timeout` leave contestants behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`, which ends the contestants
     print_machine("gymnasium", "mujoco", "stable-baselines3")
     contestants: dict[str, Contestant] = {}
     with tempfile.TemporaryDirectory() as folder:

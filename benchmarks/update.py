@@ -39,7 +39,10 @@ def entries(size: int, device: str) -> list[torch.Tensor]:
 def hand_written(
     width: int, size: int, device: str, critics: int, step: Callable[[Adam], object] = lambda adam: adam.step()
 ) -> Callable[[], None]:
-    """No TensorDict, fused Adam, one kernel call for all targets, the actor's term through detached critic weights."""
+    """No TensorDict, fused Adam, one kernel call for all targets, the actor's term through detached critic weights.
+
+    ``step`` steps an optimizer.
+    """
     actor, heads = networks(width, device, critics)
     target_actor, target_heads, frozen = copy.deepcopy(actor), copy.deepcopy(heads), copy.deepcopy(heads[0])
     for live, still in zip(heads[0].modules(), frozen.modules(), strict=True):

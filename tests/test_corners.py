@@ -456,7 +456,7 @@ def test_numbers_whose_sum_overflows_are_finite():
     data = batch(8, dtype=torch.float64)
     data["observation"] = torch.full_like(data["observation"], 1e308)
     data["observation"][0] = 0
-    with pytest.raises(BatchError, match="although every entry of the batch is"):
+    with pytest.raises(BatchError, match="loss_value is not finite although every entry of the batch is"):
         loss(data)
 
 
