@@ -171,7 +171,7 @@ def matrix_products(width: int, size: int, device: str) -> Callable[[], None]:
     return update
 
 
-def contestants(width: int, size: int, device: str, critics: int, compiled: bool) -> dict[str, Callable]:
+def contestants(width: int, size: int, device: str, critics: int) -> dict[str, Callable]:
     """Every way to make the same update."""
     setting = (width, size, device, critics)
     found = {"hand-written": hand_written(*setting)}
@@ -183,19 +183,18 @@ def contestants(width: int, size: int, device: str, critics: int, compiled: bool
     found["TorchRL, loss in a loop"] = in_a_loop(torchrl.objectives, *setting)
     found["this library, loss in a loop"] = in_a_loop(torchrl_ddpg, *setting)
     found["this library, UpdateStep"] = update_step(*setting)
-    if compiled or device == "cuda":
-        found["UpdateStep, compile"] = update_step(*setting, compile=True)
+    found["UpdateStep, compile"] = update_step(*setting, compile=True)
     if device == "cuda":
         found["UpdateStep, cuda_graph"] = update_step(*setting, cuda_graph=True)
         found["UpdateStep, compile, cuda_graph"] = update_step(*setting, compile=True, cuda_graph=True)
     return found
 
 
-def compare(device: str, rounds: int, compiled: bool) -> None:
+def compare(device: str, rounds: int) -> None:
     """A table for each size and number of critics."""
     for critics, name in ((1, "DDPG"), (2, "TD3, twin critics, no delay")):
         for width, size in SIZES:
-            times = interleaved(contestants(width, size, device, critics, compiled), rounds)
+            times = interleaved(contestants(width, size, device, critics), rounds)
             hand, rival = times["hand-written"], times["TorchRL, loss in a loop"]
             print(f"{name}, two layers of {width}, batch {size}, {device}:\n")
             rows = [[way, value, value / hand, rival / value] for way, value in times.items()]
@@ -227,7 +226,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=150, help="rounds of three updates of each contestant")
-    parser.add_argument("--compile", action="store_true", help="time the compiled step on the CPU too")
     parser.add_argument("--profile", action="store_true", help="profile the eager step in place of comparing")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # TorchRL's about itself
@@ -236,7 +234,7 @@ def main() -> None:
     if args.profile:
         show_profile(args.device, args.rounds)
     else:
-        compare(args.device, args.rounds, args.compile)
+        compare(args.device, args.rounds)
 
 
 if __name__ == "__main__":

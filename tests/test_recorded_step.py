@@ -1,4 +1,7 @@
-"""UpdateStep compiled, or as a CUDA graph, is the eager UpdateStep; off CUDA a stand-in plays the graph's part."""
+"""UpdateStep compiled, or as a CUDA graph, is the eager UpdateStep; off CUDA a stand-in plays the graph's part.
+
+On the CPU compile=True records operators; `elsewhere` makes it what it is on other devices, torch.compile.
+"""
 
 import contextlib
 import copy
@@ -14,7 +17,7 @@ from torch import nn
 from torchrl.modules import ValueOperator
 
 from helpers import LOSSES, batch, networks
-from torchrl_ddpg import BatchError, DDPGLoss, HardUpdate, SoftUpdate, UpdateStep, cuda_graph
+from torchrl_ddpg import BatchError, DDPGLoss, HardUpdate, SoftUpdate, UpdateStep, cuda_graph, recordings, update_step
 
 CASES = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -55,52 +58,80 @@ def assert_same_run(update, other, steps, device="cpu", sizes=(8,), **tolerance)
     torch.testing.assert_close(*sources, **tolerance)
 
 
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """What compile=True is off the CPU; the backend that torch.compile gets is the caller's."""
+
+    def use(**options):
+        monkeypatch.setattr(update_step, "_RECORDED_ON", None)
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, **options))
+
+    return use
+
+
 @CASES
-def test_compiled_equals_eager(case, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+@pytest.mark.parametrize("delay", [1, 2])
+def test_recorded_operators_equal_eager(case, delay):
+    update, eager = build(case, delay=delay, compile=True), build(case, delay=delay)
+    torch.manual_seed(0)
+    assert_same_run(update, eager, 200, sizes=(8, 8, 6), rtol=1e-4, atol=1e-5)
+    recordings = [recording for term in update._recorded.values() for recording in term.recordings.kept.values()]
+    assert len(recordings) == 4
+    assert all(recording.graph.verified for recording in recordings)
+
+
+@CASES
+def test_compiled_equals_eager(case, elsewhere):
+    elsewhere(backend="aot_eager")
     assert_same_run(build(case, compile=True), build(case), 200, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.parametrize("case", [LOSSES["ddpg"]], ids=["ddpg"])
-def test_compiled_by_the_default_backend_equals_eager(case):
+def test_compiled_by_the_default_backend_equals_eager(case, elsewhere):
+    elsewhere()
     assert_same_run(build(case, compile=True), build(case), 200, rtol=1e-3, atol=1e-5)
 
 
 @CASES
-def test_compiled_without_a_break_in_the_graph(case, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+def test_compiled_without_a_break_in_the_graph(case, elsewhere):
+    elsewhere(backend="eager", fullgraph=True)
     update = build(case, compile=True, delay=1)
     for size in (8, 6, 4):  # from the second on, for batches of any size
         assert update(batch(size))
 
 
 @CASES
-def test_compiled_refuses_nan_and_leaves_the_networks_alone(case, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+def test_recorded_operators_refuse_nan_and_leave_the_networks_alone(case):
     compiled, eager = build(case, compile=True, delay=1), build(case, delay=1)
-    words = []
-    for update in (compiled, eager):
-        before = copy.deepcopy(update.loss.state_dict())
-        data = batch(8)
-        data["next", "reward"][2] = float("nan")
-        with pytest.raises(BatchError, match="not finite") as error:
-            update(data)
-        words.append(str(error.value))
-        torch.testing.assert_close(update.loss.state_dict(), before)
-        assert "td_error" not in data
-    assert words[0] == words[1]
+    for good_ones in range(5):
+        words = []
+        for update in (compiled, eager):
+            if good_ones:
+                update(batch(8, seed=good_ones))
+            before = copy.deepcopy(update.loss.state_dict())
+            data = batch(8)
+            data["next", "reward"][2] = float("nan")
+            with pytest.raises(BatchError, match="not finite") as error:
+                update(data)
+            words.append(str(error.value))
+            torch.testing.assert_close(update.loss.state_dict(), before)
+            assert "td_error" not in data
+        assert words[0] == words[1]
 
 
-def test_compiled_trajectories(monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+@pytest.mark.parametrize("way", ["recorded", "compiled"])
+def test_trajectories(way, elsewhere):
+    if way == "compiled":
+        elsewhere(backend="aot_eager")
     updates = build(LOSSES["ddpg"], compile=True), build(LOSSES["ddpg"])
-    data = batch(3, 5)
-    data.names = ["batch", "time"]
     for update in updates:
         update.loss.make_value_estimator("td_lambda", lmbda=0.5)
-        update(data)
+        for seed in range(5):
+            data = batch(3, 5, seed=seed)
+            data.names = ["batch", "time"]
+            update(data)
     torch.testing.assert_close(*(update.loss.target_pairs("parameters") for update in updates))
 
 
@@ -172,10 +203,10 @@ def test_a_graph_for_each_kind_of_batch(recorded):
 
 
 def test_recordings_of_ever_new_shapes_do_not_pile_up(recorded, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "MAX_GRAPHS", 3)
+    monkeypatch.setattr(recordings, "MAX_RECORDINGS", 3)
     update, graphs = recorded(LOSSES["ddpg"], delay=1)
     assert_same_run(update, build(LOSSES["ddpg"], delay=1), 15, sizes=(2, 3, 4, 5, 6), rtol=1e-4, atol=1e-6)
-    assert (len(update._step.graphs), graphs) == (3, [])
+    assert (len(update._step.graphs.kept), graphs) == (3, [])
     for size in (8, 2, 8, 3, 8, 4, 8, 5, 8, 6):
         update(batch(size))
     assert [graph.replays for graph in graphs] == [2]  # what comes often is kept
@@ -192,9 +223,10 @@ class Parts(nn.Module):
         return self.layer(torch.cat([observation["a"], observation["b", "c"], *action], -1)).tanh()
 
 
-@pytest.mark.parametrize("way", ["recorded", "compiled"])
-def test_an_observation_of_several_parts(way, recorded, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+@pytest.mark.parametrize("way", ["cuda_graph", "operators", "compiled"])
+def test_an_observation_of_several_parts(way, recorded, elsewhere):
+    if way == "compiled":
+        elsewhere(backend="eager")
 
     def observation(size, seed):
         torch.manual_seed(seed)
@@ -208,7 +240,7 @@ def test_an_observation_of_several_parts(way, recorded, monkeypatch):
         names, updater = ("actor_optimizer", "critic_optimizer"), SoftUpdate(loss, tau=0.1)
         return UpdateStep(loss, target_updater=updater, **dict(zip(names, optimizers, strict=True)), **options)
 
-    update, other = make(**{"cuda_graph" if way == "recorded" else "compile": True}), make()
+    update, other = make(**{"cuda_graph" if way == "cuda_graph" else "compile": True}), make()
     recorded.updates.append(update)
     for seed in range(12):
         size = (4, 6)[seed % 2]
@@ -258,10 +290,11 @@ def test_metrics_stay_as_they_were(recorded):
     assert values == pytest.approx([float(other(batch(8, seed=seed))["loss_value"]) for seed in range(8)], rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["eager", "compiled"])
-def test_a_copy_goes_on_by_itself(options, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    update, other = build(LOSSES["td3"], **options), build(LOSSES["td3"])
+@pytest.mark.parametrize("way", ["eager", "recorded", "compiled"])
+def test_a_copy_goes_on_by_itself(way, elsewhere):
+    if way == "compiled":
+        elsewhere(backend="eager")
+    update, other = build(LOSSES["td3"], compile=way != "eager"), build(LOSSES["td3"])
     for seed in range(3):
         update(batch(8, seed=seed))
         other(batch(8, seed=seed))
@@ -270,9 +303,11 @@ def test_a_copy_goes_on_by_itself(options, monkeypatch):
     assert_same_run(update, other, 4, rtol=1e-4, atol=1e-6)
 
 
-def test_a_renamed_priority_is_written(recorded, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    for update in (build(LOSSES["ddpg"], compile=True), recorded(LOSSES["ddpg"])[0]):
+@pytest.mark.parametrize("way", ["cuda_graph", "operators", "compiled"])
+def test_a_renamed_priority_is_written(way, recorded, elsewhere):
+    if way == "compiled":
+        elsewhere(backend="eager")
+    for update in (recorded(LOSSES["ddpg"])[0] if way == "cuda_graph" else build(LOSSES["ddpg"], compile=True),):
         for name in ("first", "second"):
             update.loss.set_keys(priority=name)
             for seed in range(6):

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import NestedKey
 from torch import Tensor
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 from torchrl_ddpg.losses.batch import Batch
-
-Tensors = dict[NestedKey, Tensor]
+from torchrl_ddpg.recordings import Recordings, Tensors, leaves
 
 # Calls before a recording: lazy initialisation, compilation and the optimizers' state must not become part of it.
 WARM_UP = 3
-# Kinds of batch whose recordings are kept; each holds memory of its own, and batches may come in ever new lengths.
-MAX_GRAPHS = 64
 _DEVICE_TYPE = "cuda"
 # A rate as a tensor can be scheduled without recording anew; others read it on the host, which a recording cannot.
 _TAKES_A_TENSOR = (Adam, AdamW, NAdam, RAdam, Adamax)
@@ -102,21 +99,12 @@ class RecordedStep:
             )
         self.owner, self.update, self.loss, self.optimizers = owner, update, loss, optimizers
         self._make_capturable()
-        self.graphs: dict[Hashable, CudaGraph] = {}
-        self.recorded: list[Any] = self._held()
+        self.graphs: Recordings[CudaGraph] = Recordings(self._held, self._make_capturable)
 
     def __call__(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
         """Do one step."""
-        held = self._held()
-        if len(held) != len(self.recorded) or not all(map(_same, held, self.recorded)):
-            self._make_capturable()
-            self.graphs, self.recorded = {}, self._held()
-        key = (batch.signature(), with_actor)
-        graph = self.graphs.pop(key, None) or self._graph(batch, with_actor)
-        self.graphs[key] = graph  # the last one used is the last one to go
-        while len(self.graphs) > MAX_GRAPHS:
-            self.graphs.pop(next(iter(self.graphs)))
-        outputs = graph(_leaves(batch.tensors()))
+        graph = self.graphs.of((batch.signature(), with_actor), lambda: self._graph(batch, with_actor))
+        outputs = graph(leaves(batch.tensors()))
         batch.write_priority(outputs.pop("priority"))
         return outputs
 
@@ -135,28 +123,15 @@ class RecordedStep:
             make_capturable(self.owner, role, optimizer)
 
     def _held(self) -> list[Any]:
-        """What the graphs have recorded and Python can change: addresses, and the optimizers' numbers."""
-        targets, sources = self.loss.target_pairs("parameters")
-        held: list[Any] = [tensor.data_ptr() for tensor in (*targets, *sources)]
-        held += [self.loss.tensor_keys.priority, *(source.requires_grad for source in sources)]
+        """What the graphs have recorded and Python can change: the loss's, addresses, the optimizers' numbers."""
+        held = self.loss.held()
+        held += [tensor.data_ptr() for tensors in self.loss.target_pairs("parameters") for tensor in tensors]
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 held += [parameter.data_ptr() for parameter in group["params"]]
-                held += [value for key, value in group.items() if key != "params"]  # a loaded group's rate is another
+                numbers = [value for key, value in group.items() if key != "params"]
+                held += [id(value) if isinstance(value, Tensor) else value for value in numbers]  # a loaded one is new
         return held
-
-
-def _leaves(entries: Mapping[NestedKey, Tensor | TensorDictBase]) -> Tensors:
-    """The entries; those of a nested TensorDict one by one."""
-    leaves = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
-    for key, value in entries.items():
-        if isinstance(value, TensorDictBase):
-            leaves |= {unravel_key((key, inner)): leaf for inner, leaf in value.items(True, True)}
-    return leaves
-
-
-def _same(value: Any, other: Any) -> bool:
-    return value is other if isinstance(value, Tensor) or isinstance(other, Tensor) else value == other
 
 
 def make_capturable(owner: str, role: str, optimizer: Optimizer) -> None:

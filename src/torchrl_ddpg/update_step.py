@@ -16,7 +16,11 @@ from torchrl_ddpg import checks, optimizer_step
 from torchrl_ddpg.cuda_graph import RecordedStep
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 from torchrl_ddpg.losses.batch import Batch
+from torchrl_ddpg.operator_graph import RecordedTerm
 from torchrl_ddpg.target_updaters import SoftUpdate
+
+# Where PyTorch's own kernels, called without autograd and modules, are faster than those that torch.compile makes.
+_RECORDED_ON = "cpu"
 
 
 class UpdateStep:
@@ -30,9 +34,12 @@ class UpdateStep:
         policy_delay: number of critic steps to one step of actor and targets, at least 1 (DDPG and D4PG: 1, TD3: 2).
             What is skipped is not computed.
         max_grad_norm: norm above which the gradient of a network is scaled down to it, above 0; None for never.
-        compile: whether ``torch.compile`` compiles both terms with their gradients; worth its time on a GPU. PyTorch
-            stops compiling after ``torch._dynamo.config.recompile_limit`` kinds of batch and instances of this class.
-            On the CPU NaN is refused before it reaches a parameter, but after running statistics have seen it.
+        compile: whether both terms and their gradients are compiled once for each kind of batch. On the CPU PyTorch's
+            operators are recorded (of the 64 kinds used last), to be called without autograd and the modules' Python:
+            hooks, and what a network does in Python with values, would be left out, so the third batch of a kind is
+            run both ways. NaN is refused before it reaches a parameter, but after running statistics have seen it.
+            Elsewhere ``torch.compile`` does it; it stops after ``torch._dynamo.config.recompile_limit`` kinds of batch
+            and instances of this class.
         cuda_graph: whether the whole step is recorded as a CUDA graph, one for each shape of the batch (the 64 used
             last are kept), and replayed without waiting for the device. The optimizers are made capturable, and Adam's
             learning rates tensors. A graph does not see later changes of the loss's options, of ``tau``,
@@ -102,14 +109,17 @@ class UpdateStep:
 
     def _build(self) -> None:
         """What cannot be copied or pickled: compiled functions and recordings."""
-        terms = ("loss_value", "loss_actor")
-        self._terms = {term: self._compiled(term) if self.compile else partial(self._call, term) for term in terms}
+        owner, loss = type(self).__name__, self.loss
+        self._names = {"loss_value": loss.critic_loss_key, "loss_actor": "loss_actor"}
+        self._compiled = {term: self._compile(term) for term in self._names}
+        self._recorded = {
+            term: RecordedTerm(owner, loss, name, partial(self._call, term)) for term, name in self._names.items()
+        }
         optimizers = {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
-        owner = type(self).__name__
-        self._step = RecordedStep(owner, self._update, self.loss, optimizers) if self.cuda_graph else self._update
+        self._step = RecordedStep(owner, self._update, loss, optimizers) if self.cuda_graph else self._update
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_terms", "_step")}
+        return {key: value for key, value in vars(self).items() if key not in ("_compiled", "_recorded", "_step")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -162,18 +172,33 @@ class UpdateStep:
         return type(self.target_updater) is SoftUpdate
 
     def _update(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
-        loss, metrics = self._terms["loss_value"](batch)
-        norm = self._descend(loss, self.critic_optimizer, "grad_norm_critic")
-        metrics = {self.loss.critic_loss_key: loss.detach(), **metrics, **norm}
+        metrics = self._descend("loss_value", self.critic_optimizer, "grad_norm_critic", batch)
         if with_actor:
-            loss, more = self._terms["loss_actor"](batch)
-            norm = self._descend(loss, self.actor_optimizer, "grad_norm_actor")
-            metrics |= {"loss_actor": loss.detach(), **more, **norm}
+            metrics |= self._descend("loss_actor", self.actor_optimizer, "grad_norm_actor", batch)
             if self._moves_targets:
                 self.target_updater.step()
         return metrics
 
-    def _compiled(self, term: str) -> Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]:
+    def _descend(self, term: str, optimizer: Optimizer, norm: str, batch: Batch) -> dict[str, Tensor]:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            parameter.grad = None
+        loss, metrics = self._differentiate(term, batch, parameters[0].device.type)
+        metrics = {self._names[term]: loss, **metrics}
+        if self.max_grad_norm is not None:
+            metrics[norm] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer_step.step(optimizer)
+        return metrics
+
+    def _differentiate(self, term: str, batch: Batch, device: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """A term, detached, and its metrics; its gradients are added to the parameters'."""
+        if self.compile and device == _RECORDED_ON:
+            return self._recorded[term](batch)
+        loss, metrics = self._compiled[term](batch) if self.compile else self._call(term, batch)
+        loss.backward()
+        return loss.detach(), metrics
+
+    def _compile(self, term: str) -> Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]:
         """A term as a compiled function of a batch's tensors; the batch gets its priority."""
 
         def of_tensors(batch: TensorDict) -> tuple[tuple[Tensor, dict[str, Tensor]], Tensor | None]:
@@ -181,27 +206,14 @@ class UpdateStep:
             return outputs, batch.get(self.loss.tensor_keys.priority, None)
 
         compiled = torch.compile(of_tensors)
-        name = self.loss.critic_loss_key if term == "loss_value" else term
 
         def of_batch(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             outputs, priority = compiled(batch.over(batch.tensors()))
-            checks.finite_loss(type(self.loss).__name__, name, outputs[0].detach(), batch.values)
             if priority is not None:
                 batch.write_priority(priority)
             return outputs
 
         return of_batch
-
-    def _descend(self, loss: Tensor, optimizer: Optimizer, name: str) -> dict[str, Tensor]:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for parameter in parameters:
-            parameter.grad = None
-        loss.backward()
-        norm = {}
-        if self.max_grad_norm is not None:
-            norm[name] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer_step.step(optimizer)
-        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later run needs to go on: the loss with its targets, both optimizers, the updater, the count."""

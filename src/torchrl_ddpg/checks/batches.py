@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -148,6 +149,25 @@ def network_failed(
     )
 
 
+_unread = False
+
+
+@contextlib.contextmanager
+def contents_unread() -> Iterator[None]:
+    """While operators are recorded no check may decide by a value: a replay would not decide again."""
+    global _unread
+    before, _unread = _unread, True
+    try:
+        yield
+    finally:
+        _unread = before
+
+
+def readable(value: Tensor) -> bool:
+    """Whether a check may look at the values: on a device it would wait, and a compiled step would break off."""
+    return value.is_cpu and not _unread and not torch.compiler.is_compiling()
+
+
 def all_finite(value: Tensor) -> bool:
     """Whether no element is NaN or infinite: a finite sum tells, for less than asking each. It waits for a device."""
     total = value.sum() if value.ndim else value
@@ -155,8 +175,8 @@ def all_finite(value: Tensor) -> bool:
 
 
 def finite_loss(owner: str, term: str, loss: Tensor, entries: Mapping[NestedKey, Any]) -> None:
-    """Raise if a term holds NaN or inf, on the CPU; elsewhere the question would wait for the device."""
-    if loss.is_cpu and not all_finite(loss):
+    """Raise if a term holds NaN or inf, if it is readable."""
+    if readable(loss) and not all_finite(loss):
         raise not_finite(owner, term, entries)
 
 

@@ -274,11 +274,11 @@ class DeterministicPolicyLoss(ConfigurableLoss):
 
     def _check_finite(self, inputs: Entries) -> None:
         """Refuse NaN before a network with running statistics has seen it; others tell from the loss."""
-        if not self._keeps_statistics or torch.compiler.is_compiling():
+        if not self._keeps_statistics:
             return
         for value in inputs.values():
-            readable = isinstance(value, Tensor) and value.is_floating_point() and value.is_cpu
-            if readable and not checks.all_finite(value):
+            floats = isinstance(value, Tensor) and value.is_floating_point()
+            if floats and checks.readable(value) and not checks.all_finite(value):
                 raise checks.not_finite(self._owner, "what the networks read", inputs)
 
     def _like_reward(self, value: Tensor, reward: Tensor) -> None:
@@ -292,6 +292,5 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             loss = batch.samples(loss)
             mask, weight = batch.mask_like(loss), batch.weight_like(loss) if weighs else None
         loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
-        if not torch.compiler.is_compiling():
-            checks.finite_loss(self._owner, term, loss, batch.values)
+        checks.finite_loss(self._owner, term, loss, batch.values)
         return loss

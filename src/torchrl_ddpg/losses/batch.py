@@ -36,7 +36,7 @@ def hide(value: Any, counts: Tensor | None) -> Any:
     """
     if counts is None or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    if value.is_cpu and not torch.compiler.is_compiling() and checks.all_finite(value):
+    if checks.readable(value) and checks.all_finite(value):
         return value
     counts = counts.reshape(*counts.shape, *(1,) * (value.ndim - counts.ndim))
     return torch.where(counts | value.isfinite(), value, 0.0)
@@ -82,7 +82,7 @@ class Batch:
         mask_key: the loss's ``loss_mask_key``.
     """
 
-    __slots__ = ("keys", "mask", "mask_keys", "owner", "shape", "source", "values")
+    __slots__ = ("_kind", "keys", "mask", "mask_keys", "owner", "shape", "source", "values")
 
     def __init__(
         self, owner: str, source: TensorDictBase, keys: Any, names: Iterable[NestedKey], mask_key: NestedKey | None
@@ -92,6 +92,7 @@ class Batch:
             () if mask_key is None else AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,)
         )
         self.values = fetch(source, (*names, *self.mask_keys))
+        self._kind: tuple | None = None
         self.mask = self._read_mask(required=mask_key != "auto")
 
     def tensors(self) -> dict[NestedKey, Tensor]:
@@ -146,7 +147,9 @@ class Batch:
 
     def signature(self) -> tuple:
         """What the checks depend on: shapes, dtypes and devices."""
-        return (self.shape, *map(_signature, self.values.values()))
+        if self._kind is None:
+            self._kind = (self.shape, *map(_signature, self.values.values()))
+        return self._kind
 
     def steps(self) -> Tensor | None:
         """The number of steps to the next observation, from the root or from the next state."""

@@ -140,6 +140,10 @@ class ConfigurableLoss(NetworkOwner):
         self._wire()
         return self
 
+    def held(self) -> list[Any]:
+        """What a recording of a term holds and Python can change."""
+        return [*super().held(), *vars(self.tensor_keys).values(), self.loss_mask_key, self._value_estimator]
+
     @property
     def value_estimator(self) -> ValueEstimatorBase:
         """What turns reward and next value into targets; TD(0) with gamma 0.99 unless chosen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictParams
@@ -68,9 +69,8 @@ class Network:
         self._slots: list[tuple[dict, str, dict, str]] = []
         self._held_out: list[nn.Parameter] = []
         self._buffer_slots: list[tuple[dict, str, Tensor]] = []
-        self._children = [
-            (part._modules, name, child) for part in module.modules() for name, child in part._modules.items()
-        ]
+        self._parts = list(module.modules())
+        self._children = [(part._modules, name, child) for part in self._parts for name, child in part._modules.items()]
         for name, leaf in named_leaves(module):
             owner, _, attribute = name.rpartition(".")
             owner_module = module.get_submodule(owner)
@@ -95,7 +95,7 @@ class Network:
         # deepcopy takes from its memo what is already copied: the target tensors stand in for the parameters.
         kept = {id(value): value.detach() for value in _kept(self.module)}
         self.target = copy.deepcopy(self.module, {**kept, **{id(leaf): target_of[n] for n, leaf in leaves.items()}})
-        self._modes = list(zip(self.module.modules(), self.target.modules(), strict=True))
+        self._modes = list(zip(self._parts, self.target.modules(), strict=True))
         for name, leaf in leaves.items():
             owner, _, attribute = name.rpartition(".")
             source, copied = self.module.get_submodule(owner), self.target.get_submodule(owner)
@@ -117,6 +117,12 @@ class Network:
             if children.get(name) is not child:
                 return name
         return None
+
+    def held(self) -> list[Any]:
+        """What a recording holds of the network and Python can change without being told: ids of buffers, modes."""
+        ids = [id(owner[name]) for owner, name, _ in self._buffer_slots]
+        trained = [owner[name].requires_grad for owner, name, _, _ in self._slots]
+        return ids + trained + [part.training for part in self._parts]
 
     def targets_were_set(self) -> bool:
         """Whether an entry of the target parameters was replaced by another tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -140,6 +141,8 @@ class NetworkOwner(LossModule):
         )
         self._dtype = torch.promote_types(parameter.dtype, torch.float32)
         self._seen: set[Any] = set()
+        constructors = [vars(cls)["__init__"] for cls in type(self).__mro__[:-1] if "__init__" in vars(cls)]
+        self._options = sorted({name for made in constructors for name in inspect.signature(made).parameters})
 
     def _check_live(self) -> None:
         if any(net.targets_were_set() for net in self._nets.values()):
@@ -148,6 +151,14 @@ class NetworkOwner(LossModule):
             parameter = net.replaced()
             if parameter is not None:
                 raise checks.replaced_parameter(self._owner, name, parameter)
+
+    def held(self) -> list[Any]:
+        """What a recording of a term holds and Python can change: the networks, options, constants."""
+        values = [self.__dict__.get(name) for name in self._options] + [self._buffers[name] for name in self._constants]
+        held = [self._nets, *(id(value) if isinstance(value, Tensor) else value for value in values)]
+        for net in self._nets.values():
+            held += net.held()
+        return held
 
     def __getattr__(self, item: str) -> Any:
         # LossModule's own warns about missing updaters at every access.
