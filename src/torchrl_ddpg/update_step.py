@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torchrl_ddpg import checks, optimizer_step
 from torchrl_ddpg.cuda_graph import RecordedStep
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 from torchrl_ddpg.losses.batch import Batch
-from torchrl_ddpg.operator_graph import RecordedTerm
+from torchrl_ddpg.operator_graph import RecordedTerm, Term
 from torchrl_ddpg.target_updaters import SoftUpdate
 
 # Where PyTorch's own kernels, called without autograd and modules, are faster than those that torch.compile makes.
@@ -111,10 +111,9 @@ class UpdateStep:
         """What cannot be copied or pickled: compiled functions and recordings."""
         owner, loss = type(self).__name__, self.loss
         self._names = {"loss_value": loss.critic_loss_key, "loss_actor": "loss_actor"}
-        self._compiled = {term: self._compile(term) for term in self._names}
-        self._recorded = {
-            term: RecordedTerm(owner, loss, name, partial(self._call, term)) for term, name in self._names.items()
-        }
+        names = self._names if self.compile else {}
+        self._compiled: dict[str, Term] = {}
+        self._recorded = {term: RecordedTerm(owner, loss, names[term], partial(self._call, term)) for term in names}
         optimizers = {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
         self._step = RecordedStep(owner, self._update, loss, optimizers) if self.cuda_graph else self._update
 
@@ -155,6 +154,8 @@ class UpdateStep:
 
         Raises:
             ValueError: if the loss's ``reduction`` is ``"none"``, or the batch cannot be used.
+            RuntimeError: if ``compile=True`` cannot record the loss's terms, because a network does in Python what
+                depends on values.
         """
         if self.loss.reduction == "none":
             raise ValueError(f"{type(self).__name__}: the loss's reduction is 'none'; accepted: 'mean' or 'sum'.")
@@ -194,11 +195,13 @@ class UpdateStep:
         """A term, detached, and its metrics; its gradients are added to the parameters'."""
         if self.compile and device == _RECORDED_ON:
             return self._recorded[term](batch)
+        if self.compile and term not in self._compiled:  # not before: it imports what takes seconds
+            self._compiled[term] = self._compile(term)
         loss, metrics = self._compiled[term](batch) if self.compile else self._call(term, batch)
         loss.backward()
         return loss.detach(), metrics
 
-    def _compile(self, term: str) -> Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]:
+    def _compile(self, term: str) -> Term:
         """A term as a compiled function of a batch's tensors; the batch gets its priority."""
 
         def of_tensors(batch: TensorDict) -> tuple[tuple[Tensor, dict[str, Tensor]], Tensor | None]:
