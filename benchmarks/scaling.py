@@ -26,16 +26,17 @@ BATCHES, WIDTHS, CRITICS = (16, 64, 256, 1024), (32, 128, 256, 512), (1, 2, 4)
 
 
 def show_updates(device: str, rounds: int) -> None:
-    """How the time of an eager update grows with each of its sizes, the others at 256, 256 and 1 critic."""
+    """How the time of an update grows with each of its sizes, the others at 256, 256 and 1 critic."""
     settings = [("batch", size, (256, size, device, 1)) for size in BATCHES]
     settings += [("width", width, (width, 256, device, 1)) for width in WIDTHS]
     settings += [("critics", count, (256, 256, device, count)) for count in CRITICS]
     rows = []
     for name, value, setting in settings:
-        times = interleaved({"hand": hand_written(*setting), "ours": update_step(*setting)}, rounds)
-        rows.append([name, value, times["ours"], times["ours"] / times["hand"]])
+        ways = {"hand": hand_written(*setting), "eager": update_step(*setting)}
+        hand, *ours = interleaved({**ways, "compile": update_step(*setting, compile=True)}, rounds).values()
+        rows.append([name, value, *ours, *(time / hand for time in ours)])
     print(f"UpdateStep on {device}; DDPG with one critic, TD3 without delay with more:\n")
-    print_table(["", "size", "ms an update", "of hand-written"], rows)
+    print_table(["", "size", "eager, ms", "compile, ms", "eager of hand-written", "compile of hand-written"], rows)
 
 
 def show_collection(frames: int) -> None:

@@ -202,10 +202,10 @@ def compare(device: str, rounds: int) -> None:
 
 
 def show_profile(device: str, updates: int) -> None:
-    """Where an eager UpdateStep spends its time, to the floor of its matrix products alone."""
+    """Where an UpdateStep, eager and compiled, spends its time, to the floor of its matrix products alone."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
-    for width, size in SIZES:
-        update = update_step(width, size, device, 1)
+    for (width, size), compiled in itertools.product(SIZES, (False, True)):
+        update = update_step(width, size, device, 1, compile=compiled)
         interleaved({"update": update}, 5)
         with profile(activities=activities) as profiled:
             began = time.perf_counter()
@@ -217,7 +217,8 @@ def show_profile(device: str, updates: int) -> None:
         rest = sorted(((value, f"`{key}`") for key, value in own.items()), reverse=True)
         operators = [(products, "matrix products"), *rest[:9], (sum(value for value, _ in rest[9:]), "other operators")]
         operators.append((wall - sum(value for value, _ in operators), "Python between them"))
-        print(f"DDPG UpdateStep, two layers of {width}, batch {size}, under the profiler:\n")
+        way = "compile" if compiled else "eager"
+        print(f"DDPG UpdateStep, {way}, two layers of {width}, batch {size}, under the profiler:\n")
         print_table(["", "ms an update", "share"], [[name, value, value / wall] for value, name in operators])
 
 
@@ -226,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=150, help="rounds of three updates of each contestant")
-    parser.add_argument("--profile", action="store_true", help="profile the eager step in place of comparing")
+    parser.add_argument("--profile", action="store_true", help="profile the step in place of comparing")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # TorchRL's about itself
     torch.set_num_threads(1)
