@@ -103,13 +103,14 @@ class RecordedStep:
 
     def __call__(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
         """Do one step."""
+        self.graphs.refresh()
         graph = self.graphs.of((batch.signature(), with_actor), lambda: self._graph(batch, with_actor))
         outputs = graph(leaves(batch.tensors()))
         batch.write_priority(outputs.pop("priority"))
         return outputs
 
     def _graph(self, batch: Batch, with_actor: bool) -> CudaGraph:
-        like = batch.over({})
+        like = batch.without_tensors()
 
         def step(tensors: Tensors) -> Tensors:
             copied = self.loss.batch(like.copy().update(tensors))
@@ -129,8 +130,7 @@ class RecordedStep:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 held += [parameter.data_ptr() for parameter in group["params"]]
-                numbers = [value for key, value in group.items() if key != "params"]
-                held += [id(value) if isinstance(value, Tensor) else value for value in numbers]  # a loaded one is new
+                held += [value for key, value in group.items() if key != "params"]  # a loaded group's rate is another
         return held
 
 

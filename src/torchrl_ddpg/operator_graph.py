@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim import Optimizer
 
 from torchrl_ddpg import checks
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
@@ -48,12 +50,13 @@ class OperatorGraph:
 
     Args:
         function: what to record.
-        state: the tensors that it changes in place.
+        state: gives the tensors that it may change in place.
     """
 
     def __init__(self, function: Callable[[Sequence[Tensor]], Outputs], state: Callable[[], Sequence[Tensor]]) -> None:
         self.function, self.state = function, state
-        self.called, self.verified, self.refused = False, False, False
+        self.called, self.verified = False, False
+        self.refused: NotRecordableError | None = None
         self.operators: Any = None  # a function of the inputs, once recorded
 
     def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
@@ -62,9 +65,10 @@ class OperatorGraph:
         Raises:
             NotRecordableError: if the operators alone do not do what the function does.
         """
-        if self.refused:
-            raise NotRecordableError
-        if not self.called or torch.is_autocast_enabled("cpu"):  # which keeps casts of parameters between calls
+        if self.refused is not None:
+            raise self.refused
+        # Autocast keeps casts of parameters between calls, and without gradients the function says so.
+        if not self.called or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
             outputs = self.function(inputs)
             self.called = True
             return outputs
@@ -74,6 +78,10 @@ class OperatorGraph:
             self._verify(inputs)
         return self._replay(inputs)
 
+    def _refuse(self, reason: str, error: Exception | None = None) -> NoReturn:
+        self.refused = NotRecordableError(reason)
+        raise self.refused from error
+
     def _record(self, inputs: Sequence[Tensor]) -> Outputs:
         outputs: Outputs = []
 
@@ -82,11 +90,11 @@ class OperatorGraph:
             return outputs
 
         try:
-            with checks.contents_unread():
-                module = make_fx(of_values)(*inputs)
-        except Exception as error:  # the function itself has just taken such a batch
-            self.refused = True
-            raise NotRecordableError from error
+            with checks.contents_unread():  # inputs are told apart by identity, and two entries may be one tensor
+                module = make_fx(of_values)(*(value.detach() for value in inputs))
+        except Exception as error:
+            self.function(inputs)  # raises if it is the batch that is wrong
+            self._refuse(str(error), error)
         _simplify(module.graph)
         held = _lift(module)
         module.recompile()
@@ -99,32 +107,33 @@ class OperatorGraph:
             with torch.no_grad():
                 return self.operators(*inputs)
         except Exception as error:  # such as a number of samples that depends on their values
-            self.refused = True
-            raise NotRecordableError from error
+            self.function(inputs)
+            self._refuse(str(error), error)
 
     def _verify(self, inputs: Sequence[Tensor]) -> None:
         """Run both on these inputs, and leave the state and the random numbers as they were."""
         state, numbers = self.state(), torch.get_rng_state()
         before, runs = [tensor.clone() for tensor in state], []
         for run in (self.function, self._replay):
-            try:
-                runs.append(run(inputs))
-            finally:
-                torch.set_rng_state(numbers)
-                for tensor, value in zip(state, before, strict=True):
-                    tensor.data.copy_(value)
+            runs.append(run(inputs))
+            torch.set_rng_state(numbers)
+            for tensor, value in zip(state, before, strict=True):
+                tensor.data.copy_(value)
         if not all(map(_agree, *runs)):
-            self.refused = True
-            raise NotRecordableError
+            self._refuse("a replay gives other numbers")
         self.verified = True
 
 
-def _agree(value: Tensor | None, other: Tensor | None) -> bool:
-    if value is None or other is None:
-        return value is other
-    if value.shape != other.shape or not value.numel():
-        return value.shape == other.shape
-    return torch.allclose(value, other, rtol=0.0, atol=1e-4 * float(value.abs().max()) + 1e-8, equal_nan=True)
+def _agree(value: Any, other: Any) -> bool:
+    """Whether two outputs are equal, but for what the order of a sum may change."""
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+        return bool(value is other or value == other)
+    if value.layout is not torch.strided:
+        return _agree(value.to_dense(), other.to_dense())
+    if value.shape != other.shape or not value.is_floating_point():
+        return torch.equal(value, other)
+    size = value.abs().nan_to_num(0.0, 0.0).max() if value.numel() else 0.0
+    return torch.allclose(value, other, rtol=0.0, atol=1e-4 * float(size) + 1e-8, equal_nan=True)
 
 
 def _simplify(graph: fx.Graph) -> None:
@@ -168,14 +177,17 @@ class _Recording:
         loss: the loss.
         term: gives the term and its metrics.
         batch: a batch of that kind.
+        parameters: what is trained.
     """
 
-    def __init__(self, loss: DeterministicPolicyLoss, term: Term, batch: Batch) -> None:
-        self.loss, self.term, self.like = loss, term, batch.over({})
+    def __init__(
+        self, loss: DeterministicPolicyLoss, term: Term, batch: Batch, parameters: Iterable[nn.Parameter]
+    ) -> None:
+        self.loss, self.term, self.like = loss, term, batch.without_tensors()
         self.keys = list(leaves(batch.tensors()))
-        self.trained: list[nn.Parameter] = [p for p in loss.parameters() if p.requires_grad]
+        self.trained = [parameter for parameter in parameters if parameter.requires_grad]
         self.metrics: list[str] = []
-        self.graph = OperatorGraph(self._function, lambda: list(loss.buffers()))
+        self.graph = OperatorGraph(self._function, loss.state)
 
     def _function(self, values: Sequence[Tensor]) -> Outputs:
         entries = dict(zip(self.keys, values, strict=True))
@@ -189,7 +201,7 @@ class _Recording:
 
 def _apart(gradients: Sequence[Any], parameters: Sequence[Tensor], others: Sequence[Any]) -> Outputs:
     """Gradients that are laid out like their parameters and share memory with nothing, as autograd leaves them."""
-    seen = {value.untyped_storage().data_ptr() for value in (*parameters, *others) if value is not None}
+    seen = {value.untyped_storage().data_ptr() for value in (*parameters, *others) if isinstance(value, Tensor)}
     apart: Outputs = []
     for gradient, parameter in zip(gradients, parameters, strict=True):
         if gradient is not None and gradient.layout is torch.strided:
@@ -201,36 +213,43 @@ def _apart(gradients: Sequence[Any], parameters: Sequence[Tensor], others: Seque
     return apart
 
 
-class RecordedTerm:
-    """A term of a loss whose gradients are added to the parameters' own, recorded once for each kind of batch.
+class RecordedTerms:
+    """The terms of a loss, whose gradients are added to the parameters' own; each recorded for each kind of batch.
 
     Args:
         owner: who asks, for messages.
         loss: the loss.
-        name: the term's name, for messages.
-        term: gives the term and its metrics of a batch.
+        call: gives a term, by its method's name, and its metrics of a batch.
+        optimizers: what trains the loss's parameters, and perhaps others.
     """
 
-    def __init__(self, owner: str, loss: DeterministicPolicyLoss, name: str, term: Term) -> None:
-        self.owner, self.loss, self.name, self.term = owner, loss, name, term
-        self.recordings: Recordings[_Recording] = Recordings(loss.held)
+    def __init__(
+        self,
+        owner: str,
+        loss: DeterministicPolicyLoss,
+        call: Callable[[str, Batch], tuple[Tensor, dict[str, Tensor]]],
+        optimizers: Iterable[Optimizer],
+    ) -> None:
+        self.owner, self.loss, self.call, self.optimizers = owner, loss, call, tuple(optimizers)
+        self.recordings: Recordings[_Recording] = Recordings(self._held)
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The term, detached, and its metrics; writes the priority.
+    def __call__(self, term: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A term, detached, and its metrics; writes the priority.
 
         Raises:
             RuntimeError: if the term cannot be recorded.
         """
-        recording = self.recordings.of(batch.signature(), lambda: _Recording(self.loss, self.term, batch))
+        recording = self.recordings.of((term, batch.signature()), lambda: self._recording(term, batch))
         try:
             loss, priority, *rest = recording.graph(list(leaves(batch.tensors()).values()))
         except NotRecordableError as error:
             raise RuntimeError(
-                f"{self.owner}: compile=True cannot record {self.name}: its operators alone do not give what it gives, "
-                f"because a network does in Python what depends on values (if, .item(), .numpy(), a count of its own). "
-                f"Leave compile out, or let the network do it with tensors, as torch.where does."
+                f"{self.owner}: compile=True cannot record {term}, because its operators alone do not give what "
+                f"it gives ({str(error).splitlines()[0]}): mostly a network does in Python what depends on values "
+                f"(if, .item(), .numpy()). Leave compile out, or let it do so with tensors, as torch.where does."
             ) from error
-        checks.finite_loss(type(self.loss).__name__, self.name, loss, batch.values)
+        name = self.loss.critic_loss_key if term == "loss_value" else term
+        checks.finite_loss(type(self.loss).__name__, name, loss, batch.values)
         count = len(recording.metrics)
         for parameter, gradient in zip(recording.trained, rest[count:], strict=True):
             if gradient is not None:
@@ -238,3 +257,13 @@ class RecordedTerm:
         if priority is not None:
             batch.write_priority(priority)
         return loss, dict(zip(recording.metrics, rest[:count], strict=True))
+
+    def _recording(self, term: str, batch: Batch) -> _Recording:
+        parameters = dict.fromkeys([*self.loss.parameters(), *self._optimized()])
+        return _Recording(self.loss, partial(self.call, term), batch, parameters)
+
+    def _optimized(self) -> list[nn.Parameter]:
+        return [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+
+    def _held(self) -> list[Any]:
+        return [*self.loss.held(), *self._optimized()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torchrl_ddpg import checks, optimizer_step
 from torchrl_ddpg.cuda_graph import RecordedStep
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 from torchrl_ddpg.losses.batch import Batch
-from torchrl_ddpg.operator_graph import RecordedTerm, Term
+from torchrl_ddpg.operator_graph import RecordedTerms, Term
 from torchrl_ddpg.target_updaters import SoftUpdate
 
 # Where PyTorch's own kernels, called without autograd and modules, are faster than those that torch.compile makes.
@@ -35,11 +34,12 @@ class UpdateStep:
             What is skipped is not computed.
         max_grad_norm: norm above which the gradient of a network is scaled down to it, above 0; None for never.
         compile: whether both terms and their gradients are compiled once for each kind of batch. On the CPU PyTorch's
-            operators are recorded (of the 64 kinds used last), to be called without autograd and the modules' Python:
-            hooks, and what a network does in Python with values, would be left out, so the third batch of a kind is
-            run both ways. NaN is refused before it reaches a parameter, but after running statistics have seen it.
-            Elsewhere ``torch.compile`` does it; it stops after ``torch._dynamo.config.recompile_limit`` kinds of batch
-            and instances of this class.
+            operators are recorded, then called without autograd and the modules' Python: the same numbers, sooner. A
+            network that does in Python what depends on values is refused at the third batch, which is run both ways.
+            Settings of loss and modules are followed where they are numbers, words or tensors; what else Python does,
+            in hooks for instance, is left out. NaN is refused before it reaches a parameter, but after running
+            statistics have seen it. Elsewhere ``torch.compile`` does it; it stops after
+            ``torch._dynamo.config.recompile_limit`` kinds of batch and instances of this class.
         cuda_graph: whether the whole step is recorded as a CUDA graph, one for each shape of the batch (the 64 used
             last are kept), and replayed without waiting for the device. The optimizers are made capturable, and Adam's
             learning rates tensors. A graph does not see later changes of the loss's options, of ``tau``,
@@ -111,10 +111,9 @@ class UpdateStep:
         """What cannot be copied or pickled: compiled functions and recordings."""
         owner, loss = type(self).__name__, self.loss
         self._names = {"loss_value": loss.critic_loss_key, "loss_actor": "loss_actor"}
-        names = self._names if self.compile else {}
         self._compiled: dict[str, Term] = {}
-        self._recorded = {term: RecordedTerm(owner, loss, names[term], partial(self._call, term)) for term in names}
         optimizers = {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
+        self._recorded = RecordedTerms(owner, loss, self._call, optimizers.values())
         self._step = RecordedStep(owner, self._update, loss, optimizers) if self.cuda_graph else self._update
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,6 +172,8 @@ class UpdateStep:
         return type(self.target_updater) is SoftUpdate
 
     def _update(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
+        if self.compile:
+            self._recorded.recordings.refresh()
         metrics = self._descend("loss_value", self.critic_optimizer, "grad_norm_critic", batch)
         if with_actor:
             metrics |= self._descend("loss_actor", self.actor_optimizer, "grad_norm_actor", batch)
@@ -194,7 +195,7 @@ class UpdateStep:
     def _differentiate(self, term: str, batch: Batch, device: str) -> tuple[Tensor, dict[str, Tensor]]:
         """A term, detached, and its metrics; its gradients are added to the parameters'."""
         if self.compile and device == _RECORDED_ON:
-            return self._recorded[term](batch)
+            return self._recorded(term, batch)
         if self.compile and term not in self._compiled:  # not before: it imports what takes seconds
             self._compiled[term] = self._compile(term)
         loss, metrics = self._compiled[term](batch) if self.compile else self._call(term, batch)

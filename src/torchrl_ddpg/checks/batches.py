@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -149,23 +150,24 @@ def network_failed(
     )
 
 
-_unread = False
+_here = threading.local()
 
 
 @contextlib.contextmanager
 def contents_unread() -> Iterator[None]:
-    """While operators are recorded no check may decide by a value: a replay would not decide again."""
-    global _unread
-    before, _unread = _unread, True
+    """While this thread records operators no check may decide by a value: a replay would not decide again."""
+    _here.unread = True
     try:
         yield
     finally:
-        _unread = before
+        _here.unread = False
 
 
 def readable(value: Tensor) -> bool:
     """Whether a check may look at the values: on a device it would wait, and a compiled step would break off."""
-    return value.is_cpu and not _unread and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or not value.is_cpu:
+        return False
+    return not getattr(_here, "unread", False)
 
 
 def all_finite(value: Tensor) -> bool:

@@ -63,11 +63,11 @@ def fetch(source: TensorDictBase, names: Iterable[NestedKey]) -> dict[NestedKey,
 
 def _signature(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
+        return value.shape, value.stride() if value.layout is torch.strided else None, value.dtype, value.device
     if isinstance(value, LazyStackedTensorDict):  # its parts may differ in shape
         return tuple(_signature(part) for part in value.tensordicts)
     if isinstance(value, TensorDictBase):
-        return tuple((key, _signature(part)) for key, part in value.items())
+        return value.batch_size, tuple((key, _signature(part)) for key, part in value.items())
     return type(value)
 
 
@@ -103,6 +103,11 @@ class Batch:
         """A TensorDict like this batch's with other tensors in it."""
         names = self.source.names
         return TensorDict(dict(tensors), batch_size=self.shape, names=names if any(names) else None)
+
+    def without_tensors(self) -> TensorDict:
+        """A TensorDict like this batch's without a tensor in it."""
+        nested = {key: value for key, value in self.values.items() if isinstance(value, TensorDictBase)}
+        return self.over({key: value.empty(recurse=True) for key, value in nested.items()})
 
     def require(self, key: NestedKey, role: str) -> Any:
         """The entry, or an error that names it, its role and the close names there are."""
@@ -146,9 +151,9 @@ class Batch:
         return value.squeeze(-1) if value.ndim > len(self.shape) else value
 
     def signature(self) -> tuple:
-        """What the checks depend on: shapes, dtypes and devices."""
+        """What checks and recordings depend on: shapes, strides, dtypes, devices, names of dimensions."""
         if self._kind is None:
-            self._kind = (self.shape, *map(_signature, self.values.values()))
+            self._kind = (self.shape, tuple(self.source.names), *map(_signature, self.values.values()))
         return self._kind
 
     def steps(self) -> Tensor | None:

@@ -142,7 +142,9 @@ class ConfigurableLoss(NetworkOwner):
 
     def held(self) -> list[Any]:
         """What a recording of a term holds and Python can change."""
-        return [*super().held(), *vars(self.tensor_keys).values(), self.loss_mask_key, self._value_estimator]
+        estimator = self._value_estimator
+        chosen = [*vars(self.tensor_keys).values(), *vars(estimator).values(), *estimator._buffers.values()]
+        return [*super().held(), *chosen, self.loss_mask_key]
 
     @property
     def value_estimator(self) -> ValueEstimatorBase:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torchrl_ddpg import checks
 from torchrl_ddpg.losses.calls import Entries, run, run_detached
 
+# What a module's or a loss's settings are made of: a rate of dropout, a mode, the name of a distance.
+PLAIN = (bool, int, float, str, type(None))
+
 
 def named_leaves(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer with its dotted name, shared ones under each of their names."""
@@ -70,6 +73,8 @@ class Network:
         self._held_out: list[nn.Parameter] = []
         self._buffer_slots: list[tuple[dict, str, Tensor]] = []
         self._parts = list(module.modules())
+        values = [vars(part) for part in self._parts]
+        self._attributes = [(own, name) for own in values for name in own if isinstance(own[name], PLAIN)]  # modes too
         self._children = [(part._modules, name, child) for part in self._parts for name, child in part._modules.items()]
         for name, leaf in named_leaves(module):
             owner, _, attribute = name.rpartition(".")
@@ -119,10 +124,15 @@ class Network:
         return None
 
     def held(self) -> list[Any]:
-        """What a recording holds of the network and Python can change without being told: ids of buffers, modes."""
-        ids = [id(owner[name]) for owner, name, _ in self._buffer_slots]
-        trained = [owner[name].requires_grad for owner, name, _, _ in self._slots]
-        return ids + trained + [part.training for part in self._parts]
+        """What a recording holds of the network and Python can change without being told."""
+        held: list[Any] = [owner[name] for owner, name, _ in self._buffer_slots]
+        held += [owner[name].requires_grad for owner, name, _, _ in self._slots]
+        return held + [values.get(name) for values, name in self._attributes]
+
+    def unregistered(self) -> list[Tensor]:
+        """Tensors that modules, the target's too, keep as plain attributes."""
+        parts = {*self._parts, *self.target.modules()}
+        return [value for part in parts for value in vars(part).values() if isinstance(value, Tensor)]
 
     def targets_were_set(self) -> bool:
         """Whether an entry of the target parameters was replaced by another tensor."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -141,8 +140,6 @@ class NetworkOwner(LossModule):
         )
         self._dtype = torch.promote_types(parameter.dtype, torch.float32)
         self._seen: set[Any] = set()
-        constructors = [vars(cls)["__init__"] for cls in type(self).__mro__[:-1] if "__init__" in vars(cls)]
-        self._options = sorted({name for made in constructors for name in inspect.signature(made).parameters})
 
     def _check_live(self) -> None:
         if any(net.targets_were_set() for net in self._nets.values()):
@@ -154,11 +151,16 @@ class NetworkOwner(LossModule):
 
     def held(self) -> list[Any]:
         """What a recording of a term holds and Python can change: the networks, options, constants."""
-        values = [self.__dict__.get(name) for name in self._options] + [self._buffers[name] for name in self._constants]
-        held = [self._nets, *(id(value) if isinstance(value, Tensor) else value for value in values)]
+        own = list(self._parameters.values())
+        trained = [None if parameter is None else parameter.requires_grad for parameter in own]
+        held = [*vars(self).values(), *self._buffers.values(), *own, *trained]
         for net in self._nets.values():
             held += net.held()
         return held
+
+    def state(self) -> list[Tensor]:
+        """Tensors that a term may change in place, such as running statistics."""
+        return [*self.buffers(), *(tensor for net in self._nets.values() for tensor in net.unregistered())]
 
     def __getattr__(self, item: str) -> Any:
         # LossModule's own warns about missing updaters at every access.
