@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torchrl import data, envs
 
@@ -20,6 +21,7 @@ def make_replay(cfg, size: int = 0):
         if replay.crop < cfg.steps_per_batch:
             options["transform"] = envs.RandomCropTensorDict(replay.crop)
     if replay.sampler == "prioritised":
+        np.random.seed(cfg.seed)  # where this sampler draws from
         options["sampler"] = data.PrioritizedSampler(size, replay.alpha, replay.beta)
     return data.TensorDictReplayBuffer(storage=storage(size), batch_size=replay.batch * draws(cfg), **options)
 

@@ -375,6 +375,17 @@ def test_as_many_minibatches_as_asked_for(monkeypatch, sampler, count):
     assert len(drawn) == (count if sampler == "prioritised" else -(-count // 10))
 
 
+def test_prioritised_minibatches_follow_the_seed():
+    def draw(seed):
+        replay_config = train_ddpg.ReplayConfig("transition", batch=8, sampler="prioritised")
+        cfg = train_ddpg.Config(device="cpu", replay=replay_config, seed=seed)
+        replay = replay_buffer.make_replay(cfg, 50)
+        replay.extend(TensorDict({"observation_vector": torch.arange(50.0)}, [50]))
+        return replay.sample()["observation_vector"].tolist()
+
+    assert draw(0) == draw(0) != draw(1)
+
+
 @pytest.mark.parametrize(("collector", "staleness"), [("sync", {0.0}), ("async", {0.0, 50.0})])
 def test_every_frame_brings_its_update_and_staleness_is_told(monkeypatch, tmp_path, collector, staleness):
     words = [
