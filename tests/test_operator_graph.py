@@ -439,6 +439,18 @@ def test_options_of_a_subclass_are_followed():
         assert replayed(recorded)
 
 
+def test_an_error_without_words_is_named(monkeypatch):
+    def fail(function):
+        raise NotImplementedError
+
+    monkeypatch.setattr(operator_graph, "make_fx", fail)
+    recorded, _ = updates(lambda: make(updater=False))
+    recorded(batch(8))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"cannot record loss_value, .* \(NotImplementedError: \)"):
+            recorded(batch(8))
+
+
 def test_a_batch_that_comes_once_is_not_recorded(monkeypatch):
     monkeypatch.setattr(operator_graph, "make_fx", lambda function: pytest.fail("recorded"))
     recorded, _ = updates(lambda: make(updater=False))

@@ -56,7 +56,7 @@ class OperatorGraph:
     def __init__(self, function: Callable[[Sequence[Tensor]], Outputs], state: Callable[[], Sequence[Tensor]]) -> None:
         self.function, self.state = function, state
         self.called, self.verified = False, False
-        self.refused: NotRecordableError | None = None
+        self.refused = ""  # why
         self.operators: Any = None  # a function of the inputs, once recorded
 
     def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
@@ -65,8 +65,8 @@ class OperatorGraph:
         Raises:
             NotRecordableError: if the operators alone do not do what the function does.
         """
-        if self.refused is not None:
-            raise self.refused
+        if self.refused:
+            raise NotRecordableError(self.refused)
         # Autocast keeps casts of parameters between calls, and without gradients the function says so.
         if not self.called or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
             outputs = self.function(inputs)
@@ -78,9 +78,9 @@ class OperatorGraph:
             self._verify(inputs)
         return self._replay(inputs)
 
-    def _refuse(self, reason: str, error: Exception | None = None) -> NoReturn:
-        self.refused = NotRecordableError(reason)
-        raise self.refused from error
+    def _refuse(self, reason: str | Exception) -> NoReturn:
+        self.refused = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+        raise NotRecordableError(self.refused) from (reason if isinstance(reason, Exception) else None)
 
     def _record(self, inputs: Sequence[Tensor]) -> Outputs:
         outputs: Outputs = []
@@ -94,7 +94,7 @@ class OperatorGraph:
                 module = make_fx(of_values)(*(value.detach() for value in inputs))
         except Exception as error:
             self.function(inputs)  # raises if it is the batch that is wrong
-            self._refuse(str(error), error)
+            self._refuse(error)
         _simplify(module.graph)
         held = _lift(module)
         module.recompile()
@@ -108,7 +108,7 @@ class OperatorGraph:
                 return self.operators(*inputs)
         except Exception as error:  # such as a number of samples that depends on their values
             self.function(inputs)
-            self._refuse(str(error), error)
+            self._refuse(error)
 
     def _verify(self, inputs: Sequence[Tensor]) -> None:
         """Run both on these inputs, and leave the state and the random numbers as they were."""
