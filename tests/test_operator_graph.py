@@ -105,6 +105,7 @@ def test_train_and_eval_mode_are_followed():
         lambda loss: loss.value_estimator.gamma.fill_(0.5),
         lambda loss: setattr(loss, "max_action", torch.tensor(0.3)),
         lambda loss: loss.set_keys(terminated="done"),
+        lambda loss: setattr(loss.tensor_keys, "terminated", "done"),
         lambda loss: setattr(loss.value_estimator, "gamma", torch.tensor(0.2)),
         lambda loss: setattr(loss.value_estimator, "average_rewards", True),
         lambda loss: next(loss.actor_network.parameters()).requires_grad_(False),

@@ -42,9 +42,8 @@ class UpdateStep:
             ``torch._dynamo.config.recompile_limit`` kinds of batch and instances of this class.
         cuda_graph: whether the whole step is recorded as a CUDA graph, one for each shape of the batch (the 64 used
             last are kept), and replayed without waiting for the device. The optimizers are made capturable, and Adam's
-            learning rates tensors. A graph does not see later changes of the loss's options, of ``tau``,
-            ``max_grad_norm``, train and eval mode or an optimizer's state, other than by ``load_state_dict``, and does
-            not run hooks.
+            learning rates tensors. A graph does not see later changes of ``tau``, ``max_grad_norm`` or an optimizer's
+            state, other than by ``load_state_dict``, and does not run hooks.
 
     Raises:
         TypeError: if an argument is of the wrong type.
