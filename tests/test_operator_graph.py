@@ -84,6 +84,26 @@ def test_running_statistics_move_once_an_update():
     assert [int(step) for step in steps] == [12, 12]  # for the critic's term and the actor's; the target's is a copy
 
 
+class Recurrent(nn.Module):
+    """An encoder that reads an observation's numbers one after the other."""
+
+    def __init__(self, layer, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = layer(1, 4, batch_first=True, **options)
+
+    def forward(self, observation):
+        return self.layer(observation.unsqueeze(-1))[0][..., -1, :4]
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "dropout": 0.5}, {"bidirectional": True}])
+def test_recurrent_layers(layer, options):
+    recorded, eager = updates(lambda: DDPGLoss(*networks(encoder=Recurrent(layer, **options))))
+    assert_go_on_alike(recorded, eager)
+    assert replayed(recorded)
+
+
 def test_train_and_eval_mode_are_followed():
     recorded, eager = updates(with_statistics)
     assert_go_on_alike(recorded, eager)

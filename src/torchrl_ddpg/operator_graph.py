@@ -23,8 +23,17 @@ aten = torch.ops.aten
 _ALIASES = (aten.alias.default, aten.detach.default)
 _TRANSPOSED = aten.t.default
 _PRODUCTS = (aten.mm.default, aten.addmm.default)
+
+
+def _lstm_layer(*args: Any) -> tuple[Tensor, ...]:
+    """oneDNN's LSTM keeps what its gradient needs only where gradients are asked for."""
+    with torch.enable_grad():
+        return aten.mkldnn_rnn_layer.default(*(arg.detach() if isinstance(arg, Tensor) else arg for arg in args))
+
+
 # What is called most, without the look-up among overloads: a microsecond each.
 _BINDINGS = {
+    aten.mkldnn_rnn_layer.default: _lstm_layer,
     aten.addmm.default: torch.addmm,
     aten.cat.default: torch.cat,
     aten.mean.default: torch.mean,
