@@ -377,7 +377,7 @@ def test_on_cuda_all_agree(case, options):
 
 
 @NEEDS_CUDA
-def test_a_replay_does_not_wait_for_the_device():
+def test_a_replay_on_cuda_does_not_wait_for_it():
     update = build(LOSSES["ddpg"], "cuda", delay=1, cuda_graph=True)
     batches = [batch(8, seed=seed).to("cuda") for seed in range(8)]
     for data in batches[:6]:

@@ -1,7 +1,5 @@
 """Deterministic-policy-gradient losses for TorchRL."""
 
-from importlib.metadata import version
-
 from torchrl_ddpg import functional
 from torchrl_ddpg.checks import BatchError, MissingKeyError
 from torchrl_ddpg.losses.d4pg import D4PGLoss
@@ -11,7 +9,7 @@ from torchrl_ddpg.losses.td3_bc import TD3BCLoss
 from torchrl_ddpg.target_updaters import HardUpdate, SoftUpdate
 from torchrl_ddpg.update_step import UpdateStep
 
-__version__ = version("torchrl-ddpg")
+__version__ = "0.1.0"
 __all__ = [
     "BatchError",
     "D4PGLoss",

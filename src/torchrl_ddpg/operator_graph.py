@@ -26,7 +26,7 @@ _PRODUCTS = (aten.mm.default, aten.addmm.default)
 
 
 def _lstm_layer(*args: Any) -> tuple[Tensor, ...]:
-    """oneDNN's LSTM keeps what its gradient needs only where gradients are asked for."""
+    """An LSTM of oneDNN, which keeps what its gradient needs only where gradients are asked for."""
     with torch.enable_grad():
         return aten.mkldnn_rnn_layer.default(*(arg.detach() if isinstance(arg, Tensor) else arg for arg in args))
 

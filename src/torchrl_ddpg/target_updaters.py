@@ -125,6 +125,23 @@ class HardUpdate(_Updater):
 
     References:
         Mnih et al. 2015, "Human-level control through deep reinforcement learning", algorithm 1.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl.modules import ValueOperator
+        >>> from torchrl_ddpg import DDPGLoss, HardUpdate
+        >>> actor = TensorDictModule(torch.nn.Linear(3, 2), in_keys=["observation"], out_keys=["action"])
+        >>> _ = torch.nn.init.zeros_(actor.module.bias)
+        >>> critic = ValueOperator(torch.nn.Bilinear(3, 2, 1), in_keys=["observation", "action"])
+        >>> loss = DDPGLoss(actor, critic)
+        >>> updater = HardUpdate(loss, value_network_update_interval=2)
+        >>> _ = torch.nn.init.constant_(actor.module.bias, 4.0)
+        >>> for _ in range(2):  # after each optimizer step
+        ...     updater.step()
+        ...     loss.target_actor_network_params["module", "bias"].tolist()
+        [0.0, 0.0]
+        [4.0, 4.0]
     """
 
     def __init__(self, loss_module: DeterministicPolicyLoss, *, value_network_update_interval: int = 1000) -> None:

@@ -98,17 +98,37 @@ class DeterministicPolicyLoss(ConfigurableLoss):
 
     @in_loss_modes
     def loss_value(self, tensordict: TensorDictBase | Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The critic's loss and metrics; writes the priority. Gradient reaches the critic alone."""
+        """The critic's loss and metrics; writes the priority into the batch. Gradient reaches the critic alone.
+
+        Args:
+            tensordict: transitions ``[*B]`` with the entries ``in_keys``.
+
+        Returns:
+            The loss, scalar or under ``reduction="none"`` ``[*B]``, and the metrics, scalars without gradient.
+
+        Raises:
+            BatchError: as in :meth:`forward`.
+        """
         return self._critic_term(self.read(tensordict))
 
     @in_loss_modes
     def loss_actor(self, tensordict: TensorDictBase | Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The actor's loss and metrics. Gradient reaches the actor alone; only its inputs are read."""
+        """The actor's loss and metrics, in shapes as from :meth:`loss_value`. Gradient reaches the actor alone.
+
+        Only what the networks observe is read.
+
+        Raises:
+            BatchError: as in :meth:`forward`.
+        """
         return self._actor_term(self._read(tensordict, self._actor_fetched_keys))
 
     @in_loss_modes
     def compute_target(self, tensordict: TensorDictBase) -> Tensor:
-        """The critic's targets, in the shape of the reward, float32 or wider, without gradient."""
+        """The critic's targets, in the shape of the reward, float32 or wider, without gradient.
+
+        Raises:
+            BatchError: as in :meth:`forward`.
+        """
         return self._targets(self.read(tensordict))[0]
 
     def read(self, tensordict: TensorDictBase | Batch) -> Batch:
@@ -136,21 +156,6 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             self._seen.clear()
         self._seen.add(signature)
         return batch
-
-    def _check_contents(self, batch: Batch) -> None:
-        estimator, gamma = self.value_estimator, batch.gamma()
-        if gamma is not None:
-            steps_key = self.tensor_keys.steps_to_next_obs
-            value_estimators.check_gamma(self._owner, estimator, gamma, steps_key, batch.steps())
-        if not value_estimators.chains_steps(estimator) or self._warned_unordered:
-            return
-        done = batch.values.get(under_next(self.tensor_keys.done))
-        done = done if done is None else self._ends(batch, done != 0)
-        for key in self._observed_keys:
-            if done is not None and not value_estimators.in_time_order(estimator, batch.source, key, done):
-                self._warned_unordered = self._on_unordered == "warn"
-                value_estimators.unordered(self._owner, estimator, key, error=self._on_unordered == "raise")
-                return
 
     def _run(self, name: str, use: str, entries: Entries, shape: torch.Size) -> Entries:
         call = getattr(self._nets[name], use)
@@ -211,12 +216,6 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             self._owner, self._value_estimator, batch.source, next_value=next_value, **transition._asdict()
         )
         return target, self._report("next_state_value", batch, next_value)
-
-    def _ends(self, batch: Batch, done: Tensor) -> Tensor:
-        """Ends of what returns are chained over; TD(0) chains nothing."""
-        if batch.counts is None or not batch.shape or not value_estimators.chains_steps(self._value_estimator):
-            return done
-        return batch.ends(done, value_estimators.time_dimension(self._value_estimator, batch.source))
 
     def _report(self, name: str, batch: Batch, values: Tensor) -> dict[str, Tensor]:
         """The mean, and the maximum, over the samples that count, if the loss has such outputs."""

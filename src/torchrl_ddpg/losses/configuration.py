@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
 from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
@@ -154,3 +155,24 @@ class ConfigurableLoss(NetworkOwner):
     @value_estimator.setter
     def value_estimator(self, estimator: ValueEstimatorBase) -> None:
         self.make_value_estimator(estimator)
+
+    def _check_contents(self, batch: Batch) -> None:
+        estimator, gamma = self.value_estimator, batch.gamma()
+        if gamma is not None:
+            steps_key = self.tensor_keys.steps_to_next_obs
+            value_estimators.check_gamma(self._owner, estimator, gamma, steps_key, batch.steps())
+        if not value_estimators.chains_steps(estimator) or self._warned_unordered:
+            return
+        done = batch.values.get(under_next(self.tensor_keys.done))
+        done = done if done is None else self._ends(batch, done != 0)
+        for key in self._observed_keys:
+            if done is not None and not value_estimators.in_time_order(estimator, batch.source, key, done):
+                self._warned_unordered = self._on_unordered == "warn"
+                value_estimators.unordered(self._owner, estimator, key, error=self._on_unordered == "raise")
+                return
+
+    def _ends(self, batch: Batch, done: Tensor) -> Tensor:
+        """Ends of what returns are chained over; TD(0) chains nothing."""
+        if batch.counts is None or not batch.shape or not value_estimators.chains_steps(self._value_estimator):
+            return done
+        return batch.ends(done, value_estimators.time_dimension(self._value_estimator, batch.source))
