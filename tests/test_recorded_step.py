@@ -284,6 +284,28 @@ def test_a_scheduler_reaches_what_is_recorded(recorded):
     assert [graph.replays for graph in graphs] == [7]
 
 
+def test_the_loss_s_device_is_the_current_one(recorded, monkeypatch):
+    update, seen, current = recorded(LOSSES["ddpg"])[0], [], torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: seen.append(tensor) or current(tensor))
+    update(batch(8))
+    assert seen[0] is next(update.loss.parameters())
+
+
+@pytest.mark.usefixtures("recorded")
+def test_what_warms_up_reads_what_the_graph_reads():
+    seen = []
+
+    def total(inputs):
+        seen.append(inputs["x"])
+        return {"sum": inputs["x"].sum(), "x": inputs["x"]}
+
+    graph = cuda_graph.CudaGraph(total)
+    results = [graph({"x": torch.full((8, 7), float(call))[:, 2:5]}) for call in range(6)]  # strides that no copy has
+    assert [float(result["sum"]) for result in results] == [24.0 * call for call in range(6)]
+    assert [float(result["x"][0, 0]) for result in results] == list(range(6))
+    assert {(values.data_ptr(), values.stride()) for values in seen} == {(seen[0].data_ptr(), (3, 1))}
+
+
 def test_metrics_stay_as_they_were(recorded):
     update, _ = recorded(LOSSES["ddpg"], delay=1)
     kept = [update(batch(8, seed=seed)) for seed in range(8)]

@@ -24,7 +24,8 @@ _TAKES_A_TENSOR = (Adam, AdamW, NAdam, RAdam, Adamax)
 class CudaGraph:
     """A function of tensors that changes its state in place; recorded after ``WARM_UP`` calls, then replayed.
 
-    A replay copies the inputs to where the kernels read them and never waits for the device. What it gives are copies.
+    A call copies the inputs to where the kernels read them; a replay never waits for the device. What a call gives are
+    copies.
 
     Args:
         function: takes and gives a dict of detached tensors on the current CUDA device.
@@ -40,27 +41,28 @@ class CudaGraph:
     def __call__(self, inputs: Tensors) -> Tensors:
         """Call the function, or replay what it does."""
         self.calls += 1
-        if self.calls <= WARM_UP:
-            return self._call_aside(inputs)
-        if self.graph is None:
-            self.graph = self._record(inputs)
+        if self.calls == 1:
+            self.inputs = {key: value.detach().clone() for key, value in inputs.items()}
         else:
             with torch.no_grad():
                 torch._foreach_copy_(list(self.inputs.values()), [inputs[key] for key in self.inputs])
+        if self.calls <= WARM_UP:  # on the tensors that the graph will read: other strides would be compiled anew
+            return {key: value.clone() for key, value in self._call_aside().items()}
+        if self.graph is None:
+            self.graph = self._record()
         self.graph.replay()
         scalars = dict(zip(self.names, self.scalars.clone().unbind(), strict=True))
         return {**scalars, **{key: value.clone() for key, value in self.others.items()}}
 
-    def _call_aside(self, inputs: Tensors) -> Tensors:
+    def _call_aside(self) -> Tensors:
         stream = self.aside = self.aside or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            outputs = self.function(inputs)
+            outputs = self.function(self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
         return outputs
 
-    def _record(self, inputs: Tensors) -> torch.cuda.CUDAGraph:
-        self.inputs = {key: value.detach().clone() for key, value in inputs.items()}
+    def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # Nothing runs before the replay; other threads, such as a replay buffer's, may go on meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -105,7 +107,8 @@ class RecordedStep:
         """Do one step."""
         self.graphs.refresh()
         graph = self.graphs.of((batch.signature(), with_actor), lambda: self._graph(batch, with_actor))
-        outputs = graph(leaves(batch.tensors()))
+        with torch.cuda.device_of(next(self.loss.parameters())):  # streams are made on the current device
+            outputs = graph(leaves(batch.tensors()))
         batch.write_priority(outputs.pop("priority"))
         return outputs
 
