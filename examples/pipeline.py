@@ -70,7 +70,7 @@ def make_env(cfg, stats=None, training: bool = True, seed: int = 0):
     """The environments to train with as one batch, or one to evaluate with; transformed and seeded."""
     make = partial(make_base_env, cfg)
     if not training:
-        env = make()
+        env = make().to("cpu")
     elif cfg.backend == "gymnasium" and cfg.count > cfg.frame_skip == 1 and not (cfg.parallel or cfg.from_pixels):
         env = make_vector_env(cfg)
         seed = random.Random(seed).randrange(2**31 - cfg.count)  # the i-th gets seed + i, which next run's would share
@@ -100,7 +100,7 @@ def run_episodes(env, actor=None, episodes: int = 1, min_steps: int = 0):
     runs = []
     with envs.set_exploration_type(envs.ExplorationType.DETERMINISTIC):
         while len(runs) < episodes or sum(map(len, runs)) < min_steps:
-            runs.append(env.rollout(10_000_000, actor))
+            runs.append(env.rollout(10_000_000, actor, auto_cast_to_device=True))
     return sum(run["next", "episode_reward"][-1].item() for run in runs) / len(runs), runs
 
 
@@ -179,7 +179,8 @@ def collecting(cfg, stats, policy):
     schemes = {}
     options = {"frames_per_batch": size, "total_frames": total, "init_random_frames": random}
     if cfg.device != "cpu":
-        options |= {"policy_device": cfg.device, "env_device": "cpu", "storing_device": "cpu"}
+        act_on = cfg.device if cfg.collector == "sync" else "cpu"  # two processes would take turns on a GPU
+        options |= {"policy_device": act_on, "env_device": "cpu", "storing_device": "cpu"}
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if cfg.collector == "sync":
@@ -272,7 +273,8 @@ class Recorder(contextlib.AbstractContextManager):
         self.bar.close()
         self.file.close()
         self.eval_env.close()
-        torch.save({"actor": self.actor.state_dict(), "stats": self.stats}, self.cfg.output_dir / "policy.pt")
+        actor = {key: value.cpu() for key, value in self.actor.state_dict().items()}
+        torch.save({"actor": actor, "stats": self.stats}, self.cfg.output_dir / "policy.pt")
         last = [f"{row['eval_return']:.0f}" for row in self.rows if "eval_return" in row] or ["not measured"]
         print(f"return of an episode: {self.random_return:.0f} with random actions, {last[-1]} with the trained policy")
         print(f"saved in {self.cfg.output_dir} after {self.frames} frames")

@@ -98,7 +98,7 @@ class Config:
     target_update: Literal["soft", "hard"] = "soft"  # Move the targets a little at each update, or copy now and then.
     tau: float = 0.005  # Weight of the online networks in a soft update. Tutorial: 0.001, return 581 [384].
     hard_interval: int = 1_000  # Updates between two hard copies.
-    actor_lr: float = 1e-3  # Learning rate of the actor. Tutorial: 1e-4, return 505 [384].
+    actor_lr: float = 1e-4  # Learning rate of the actor.
     critic_lr: float = 1e-3  # Learning rate of the critic.
     critic_weight_decay: float = 0.0  # Weight decay of the critic. Tutorial: 1e-2, return -279 [310] at 16,000 frames.
     max_grad_norm: float = 10.0  # Gradient norm above which a network's gradient is clipped; 0 = never.
@@ -145,6 +145,7 @@ PRESETS = {
         steps_per_batch=50,
         updates_per_batch=50,
         estimator="td0",
+        actor_lr=1e-3,
         v_min=-163.0,  # the lowest reward, -16.3, scaled, for ever
     ),
 }

@@ -37,6 +37,7 @@ def networks(
     encoder_width=4,
     goal=None,
     outputs=1,
+    device="cpu",
 ):
     """An actor and a critic; with ``encoder`` they share it, with ``goal`` the critic reads that entry too."""
     torch.manual_seed(seed)
@@ -48,7 +49,7 @@ def networks(
     )
     in_keys = [observation, action] + ([goal] if goal else [])
     critic = Critic(width + ACTION + (2 if goal else 0), encoder, outputs)
-    return actor, ValueOperator(critic, in_keys=in_keys, out_keys=[value])
+    return actor.to(device), ValueOperator(critic, in_keys=in_keys, out_keys=[value]).to(device)
 
 
 def batch(*shape, seed=0, terminated=0.2, truncated=0.1, dtype=torch.float32, in_order=True, keys=None):
@@ -84,7 +85,8 @@ def make(loss_class=DDPGLoss, seed=0, updater=True, networks_kwargs=None, **kwar
     generator = torch.Generator().manual_seed(seed + 1)
     for name, buffer in loss.named_buffers():
         if name.startswith("target_") and buffer.is_floating_point():
-            buffer.data.add_(0.1 * torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype))
+            noise = torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype)
+            buffer.data.add_(0.1 * noise.to(buffer.device))
     if updater:
         for name in loss._has_update_associated:
             loss._has_update_associated[name] = True

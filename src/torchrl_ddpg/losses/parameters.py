@@ -88,10 +88,11 @@ class NetworkOwner(LossModule):
         return nn.ModuleList(critic_network)
 
     def _register_constant(self, name: str, value: Tensor | None) -> None:
-        """A buffer that is configuration: not in the ``state_dict``, and whole after a stay on the meta device."""
-        self.register_buffer(name, value, persistent=False)
+        """A buffer beside the networks that is configuration: not saved, and whole after a stay on the meta device."""
         if value is not None:
             self._constants[name] = value
+            value = value.to(device=self._default_device)
+        self.register_buffer(name, value, persistent=False)
 
     @property
     def _owner(self) -> str:

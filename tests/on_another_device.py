@@ -1,0 +1,125 @@
+"""Losses, updates and the trainer on a GPU, or where there is none on a stand-in: run by test_another_device.py.
+
+A process of its own, because PyTorch cannot forget a device.
+"""
+
+import functools
+import subprocess
+import tempfile
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torch.utils.cpp_extension import include_paths, library_paths
+from torchrl.data import Bounded
+from torchrl.modules import MLP, ValueOperator
+
+import test_examples
+from helpers import DEFAULTS, LOSSES, batch
+from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss, UpdateStep
+
+
+def stand_in():
+    """Build another_device.cpp and make PyTorch know it; "npu" is a name that TorchRL's collectors know too."""
+    library = Path(tempfile.mkdtemp()) / "another_device.so"
+    places = [f"-isystem{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+    source = Path(__file__).with_name("another_device.cpp")
+    command = ["g++", "-shared", "-fPIC", "-std=c++20", source, "-o", library, *places, "-lc10", "-ltorch_cpu"]
+    subprocess.run(command, check=True)
+    torch.ops.load_library(library)
+    torch.utils.rename_privateuse1_backend("npu")
+    answers = {"is_available": True, "current_device": 0, "device_count": 1, "is_initialized": True}
+    answers |= {"_is_in_bad_fork": False, "manual_seed_all": None, "synchronize": None, "get_amp_supported_dtype": []}
+    functions = {name: lambda *_, answer=answer: answer for name, answer in answers.items()}
+    torch._register_device_module("npu", types.SimpleNamespace(**functions))
+    torch.utils.generate_methods_for_privateuse1_backend()
+    return "npu"
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else stand_in()
+ADAM = {"fused": functools.partial(torch.optim.Adam, fused=True), "foreach": torch.optim.Adam}
+
+
+def waits():
+    """How often the host has read from the device or written to it."""
+    return torch.ops.another_device.waits() if DEVICE == "npu" else 0
+
+
+def build(case, device, estimator, optimizer, hard=False):
+    loss = case.make(updater=False, networks_kwargs={"device": device}).make_value_estimator(estimator)
+    return UpdateStep(
+        loss,
+        actor_optimizer=optimizer(loss.actor_network.parameters(), lr=1e-2),
+        critic_optimizer=optimizer(loss._owned[case.critic_name].parameters(), lr=1e-2),
+        target_updater=HardUpdate(loss, value_network_update_interval=3) if hard else SoftUpdate(loss, tau=0.1),
+        policy_delay=2,
+        max_grad_norm=1.0,
+    )
+
+
+def test_the_device_refuses_what_lies_elsewhere():
+    there = torch.ones(2, device=DEVICE)
+    before = waits()
+    with pytest.raises(RuntimeError, match="two devices"):
+        there + torch.ones(2)
+    assert (there + 1).tolist() == [2, 2]
+    assert DEVICE == "cuda" or waits() == before + 1
+
+
+@pytest.mark.parametrize(("name", "estimator"), [(name, kind) for name in LOSSES for kind in LOSSES[name].estimators])
+@pytest.mark.parametrize("optimizer", ADAM)
+def test_updates_are_those_of_the_cpu_and_wait_for_nothing(name, estimator, optimizer):
+    case = LOSSES[name]
+    updates = [build(case, device, estimator, ADAM[optimizer], hard=name == "d4pg") for device in (DEVICE, "cpu")]
+    for seed in range(6):
+        results = []
+        for update, device in zip(updates, (DEVICE, "cpu"), strict=True):
+            data = batch(4, 5, seed=seed).to(device)
+            data["priority_weight"] = torch.full((4, 5), 0.5, device=device)
+            before = waits()
+            metrics = update(data)
+            assert waits() == before or seed == 0  # the first batch of a kind is looked at
+            results.append({key: value.cpu() for key, value in {**metrics, "priority": data["td_error"]}.items()})
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    parameters = ([leaf.cpu() for leaf in update.loss.target_pairs("parameters")[0]] for update in updates)
+    torch.testing.assert_close(*parameters, rtol=1e-4, atol=1e-5)
+    updates[0].load_state_dict(updates[0].state_dict())
+
+
+@pytest.mark.parametrize("loss_class", [DDPGLoss, TD3Loss, TD3BCLoss, D4PGLoss])
+def test_what_is_given_on_the_cpu_follows_the_networks(loss_class):
+    outputs = DEFAULTS.get(loss_class, {}).get("num_atoms", 1)
+    actor = TensorDictModule(MLP(3, 2, num_cells=[8], device=DEVICE), ["observation"], ["action"])
+    critic = ValueOperator(MLP(5, outputs, num_cells=[8], device=DEVICE), ["observation", "action"])
+    options = {key: value for key, value in DEFAULTS.get(loss_class, {}).items() if key != "bounds"}
+    loss = loss_class(actor, critic, action_spec=Bounded(-torch.ones(2), torch.ones(2)), **options)
+    SoftUpdate(loss, tau=0.1)
+    loss.make_value_estimator("td0", gamma=0.9)
+    assert {leaf.device.type for leaf in loss.buffers()} == {DEVICE}
+    assert {value.device.type for value in loss(batch(8).to(DEVICE)).values()} == {DEVICE}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "mujoco --no-compile --env.name Pendulum-v1 --collector sync",
+        "mujoco --no-compile --env.name Pendulum-v1 --collector async",
+        "--loss td3 --noise.kind gaussian --n-steps 3 --estimator td0 --replay.unit transition --replay.prefetch 2",
+        "--loss d4pg --estimator td0 --v-min -100 --target-update hard --env.backend torchrl",
+    ],
+)
+def test_the_trainer_runs(monkeypatch, tmp_path, words):
+    def train(cfg):
+        cfg.device = DEVICE
+        return test_examples.train_ddpg.train(cfg)
+
+    preset = [word for word in words.split()[:1] if not word.startswith("--")]
+    flags = [*preset, *test_examples.SMALL, *words.split()[len(preset) :], "--output-dir", tmp_path]
+    assert test_examples.run(monkeypatch, *flags, train=train) == 0
+    assert len(test_examples.evaluations(tmp_path)) == 2
+    saved = torch.load(tmp_path / "policy.pt", weights_only=True)["actor"]
+    assert {value.device.type for value in saved.values()} == {"cpu"}
