@@ -101,6 +101,13 @@ def test_compiled_without_a_break_in_the_graph(case, elsewhere):
         assert update(batch(size))
 
 
+def test_instances_do_not_use_up_each_other_s_compilations(elsewhere, monkeypatch):
+    elsewhere(backend="eager")
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    for _ in range(torch._dynamo.config.recompile_limit + 1):
+        assert build(LOSSES["ddpg"], compile=True, delay=1)(batch(8))
+
+
 @CASES
 def test_recorded_operators_refuse_nan_and_leave_the_networks_alone(case):
     compiled, eager = build(case, compile=True, delay=1), build(case, delay=1)

@@ -39,7 +39,7 @@ class UpdateStep:
             Settings of loss and modules are followed where they are numbers, words or tensors; what else Python does,
             in hooks for instance, is left out. NaN is refused before it reaches a parameter, but after running
             statistics have seen it. Elsewhere ``torch.compile`` does it; it stops after
-            ``torch._dynamo.config.recompile_limit`` kinds of batch and instances of this class.
+            ``torch._dynamo.config.recompile_limit`` kinds of batch.
         cuda_graph: whether the whole step is recorded as a CUDA graph, one for each shape of the batch (the 64 used
             last are kept), and replayed without waiting for the device. The optimizers are made capturable, and Adam's
             learning rates tensors. A graph does not see later changes of ``tau``, ``max_grad_norm`` or an optimizer's
@@ -208,6 +208,7 @@ class UpdateStep:
             outputs = self._call(term, self.loss.batch(batch))
             return outputs, batch.get(self.loss.tensor_keys.priority, None)
 
+        of_tensors.__code__ = of_tensors.__code__.replace()  # what is compiled is kept, and counted, by code object
         compiled = torch.compile(of_tensors)
 
         def of_batch(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
