@@ -70,7 +70,7 @@ def make_env(cfg, stats=None, training: bool = True, seed: int = 0):
     """The environments to train with as one batch, or one to evaluate with; transformed and seeded."""
     make = partial(make_base_env, cfg)
     if not training:
-        env = make().to("cpu")
+        env = make()
     elif cfg.backend == "gymnasium" and cfg.count > cfg.frame_skip == 1 and not (cfg.parallel or cfg.from_pixels):
         env = make_vector_env(cfg)
         seed = random.Random(seed).randrange(2**31 - cfg.count)  # the i-th gets seed + i, which next run's would share
@@ -97,10 +97,11 @@ def make_env(cfg, stats=None, training: bool = True, seed: int = 0):
 @torch.no_grad()
 def run_episodes(env, actor=None, episodes: int = 1, min_steps: int = 0):
     """Mean return of whole episodes, deterministic with the actor or random without, and the episodes."""
-    runs = []
+    runs, away = [], actor is not None and next(actor.parameters()).device.type != "cpu"
+    env = env.to("cpu") if away else env  # left to itself, it does not say where its tensors are
     with envs.set_exploration_type(envs.ExplorationType.DETERMINISTIC):
         while len(runs) < episodes or sum(map(len, runs)) < min_steps:
-            runs.append(env.rollout(10_000_000, actor, auto_cast_to_device=True))
+            runs.append(env.rollout(10_000_000, actor, auto_cast_to_device=away))
     return sum(run["next", "episode_reward"][-1].item() for run in runs) / len(runs), runs
 
 
@@ -179,7 +180,7 @@ def collecting(cfg, stats, policy):
     schemes = {}
     options = {"frames_per_batch": size, "total_frames": total, "init_random_frames": random}
     if cfg.device != "cpu":
-        act_on = cfg.device if cfg.collector == "sync" else "cpu"  # two processes would take turns on a GPU
+        act_on = "cpu" if cfg.collector == "async" else cfg.device  # two processes would take turns on a GPU
         options |= {"policy_device": act_on, "env_device": "cpu", "storing_device": "cpu"}
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

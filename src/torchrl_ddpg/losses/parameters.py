@@ -88,7 +88,7 @@ class NetworkOwner(LossModule):
         return nn.ModuleList(critic_network)
 
     def _register_constant(self, name: str, value: Tensor | None) -> None:
-        """A buffer beside the networks that is configuration: not saved, and whole after a stay on the meta device."""
+        """A buffer that is configuration: beside the networks, not saved, whole after a stay on the meta device."""
         if value is not None:
             self._constants[name] = value
             value = value.to(device=self._default_device)
@@ -203,7 +203,7 @@ class NetworkOwner(LossModule):
                 setattr(self, f"target_{name}_params", convert(targets, fn))
         parameter = next(self.actor_network.parameters())
         for name, value in self._constants.items():  # their values would be lost on the way
-            setattr(self, name, value.to(parameter.device))
+            setattr(self, name, value.to(parameter.device, self._buffers[name].dtype))
 
     def train(self, mode: bool = True) -> NetworkOwner:
         """Set training mode on the loss and on the user's networks; targets follow at the next call."""
