@@ -54,7 +54,7 @@ HEADER = (
 SMALL = shlex.split(
     "--env.no-parallel --env.count 2 --env.max-steps 20 --env.random-steps 40 --total-frames 400 "
     "--init-random-frames 100 --steps-per-batch 25 --updates-per-batch 3 --replay.batch 8 --eval.interval 200 "
-    "--hidden 16 16"
+    "--hidden 16 16 --device cpu"
 )
 
 OFFLINE = [*SMALL, *shlex.split("--loss td3-bc --estimator td0 --replay.unit transition --env.name Pendulum-v1")]
@@ -161,12 +161,14 @@ def test_mistyped_flag_ends_with_status_2(monkeypatch, capsys, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_a_cuda_graph_is_refused_without_cuda(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(monkeypatch, "--cuda-graph", "--output-dir", tmp_path, train=no_training) == 2
     assert "--cuda-graph records on a CUDA device and PyTorch finds none; leave it out." in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_absent_device_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(monkeypatch, "--device", "cuda", train=no_training) == 2
     assert "--device cuda: PyTorch finds no CUDA device; accepted here: auto, cpu." in capsys.readouterr().err
 
