@@ -159,14 +159,12 @@ def test_mistyped_flag_ends_with_status_2(monkeypatch, capsys, words):
     assert words.split()[0] in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_a_cuda_graph_is_refused_without_cuda(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(monkeypatch, "--cuda-graph", "--output-dir", tmp_path, train=no_training) == 2
     assert "--cuda-graph records on a CUDA device and PyTorch finds none; leave it out." in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_absent_device_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(monkeypatch, "--device", "cuda", train=no_training) == 2
