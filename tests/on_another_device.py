@@ -20,7 +20,7 @@ from torchrl.modules import MLP, ValueOperator
 
 import test_examples
 from helpers import DEFAULTS, LOSSES, batch
-from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss, UpdateStep
+from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss, UpdateStep, cuda_graph
 
 
 def stand_in():
@@ -43,7 +43,19 @@ def stand_in():
 
 DEVICE = "cuda" if torch.cuda.is_available() else stand_in()
 # Without a large eps, Adam makes whole steps of gradients that differ in rounding alone.
-ADAM = {kind: functools.partial(torch.optim.Adam, lr=1e-2, eps=1e-3, **{kind: True}) for kind in ("fused", "foreach")}
+OPTIMIZERS = {
+    "fused Adam": functools.partial(torch.optim.Adam, lr=1e-2, eps=1e-3, fused=True),
+    "foreach Adam": functools.partial(torch.optim.Adam, lr=1e-2, eps=1e-3, foreach=True),
+    "AdamW": functools.partial(torch.optim.AdamW, lr=1e-2, eps=1e-3, amsgrad=True),
+    "NAdam": functools.partial(torch.optim.NAdam, lr=1e-2, eps=1e-3),
+    "RAdam": functools.partial(torch.optim.RAdam, lr=1e-2, eps=1e-3),
+    "Adamax": functools.partial(torch.optim.Adamax, lr=1e-2, eps=1e-3),
+    "RMSprop": functools.partial(torch.optim.RMSprop, lr=1e-3, eps=1e-3, momentum=0.5),
+    "SGD": functools.partial(torch.optim.SGD, lr=1e-2, momentum=0.9, nesterov=True),
+}
+CASES = pytest.mark.parametrize(
+    ("name", "estimator"), [(name, kind) for name in LOSSES for kind in LOSSES[name].estimators]
+)
 
 
 @contextlib.contextmanager
@@ -61,7 +73,7 @@ def waiting_for_nothing():
         assert torch.ops.another_device.waits() == before
 
 
-def build(case, device, estimator, optimizer, hard=False):
+def build(case, device, estimator, optimizer, hard=False, **options):
     loss = case.make(updater=False, networks_kwargs={"device": device}).make_value_estimator(estimator)
     return UpdateStep(
         loss,
@@ -70,6 +82,7 @@ def build(case, device, estimator, optimizer, hard=False):
         target_updater=HardUpdate(loss, value_network_update_interval=3) if hard else SoftUpdate(loss, tau=0.1),
         policy_delay=2,
         max_grad_norm=1.0,
+        **options,
     )
 
 
@@ -84,23 +97,48 @@ def test_the_device_refuses_what_lies_elsewhere():
     assert there.tolist() == [2, 2]
 
 
-@pytest.mark.parametrize(("name", "estimator"), [(name, kind) for name in LOSSES for kind in LOSSES[name].estimators])
-@pytest.mark.parametrize("optimizer", ADAM)
-def test_updates_are_those_of_the_cpu_and_wait_for_nothing(name, estimator, optimizer):
-    case = LOSSES[name]
-    updates = [build(case, device, estimator, ADAM[optimizer], hard=name == "d4pg") for device in (DEVICE, "cpu")]
+def assert_as_on_the_cpu(name, estimator, optimizer, **options):
+    """Six updates; none waits but the first of each kind, which is looked at and makes the optimizer's state."""
+    case, hard = LOSSES[name], name == "d4pg"
+    update = build(case, DEVICE, estimator, OPTIMIZERS[optimizer], hard, **options)
+    other = build(case, "cpu", estimator, OPTIMIZERS[optimizer], hard)
     for seed in range(6):
-        results = []
-        for update, device in zip(updates, (DEVICE, "cpu"), strict=True):
-            data = batch(4, 5, seed=seed).to(device)
-            data["priority_weight"] = torch.full((4, 5), 0.5, device=device)
-            with waiting_for_nothing() if seed else contextlib.nullcontext():  # the first of a kind is looked at
-                metrics = update(data)
-            results.append({key: value.cpu() for key, value in {**metrics, "priority": data["td_error"]}.items()})
-        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-    parameters = ([leaf.cpu() for leaf in update.loss.target_pairs("parameters")[0]] for update in updates)
+        data = batch(4, 5, seed=seed)
+        data["priority_weight"] = torch.full((4, 5), 0.5)
+        there = data.to(DEVICE)
+        with waiting_for_nothing() if seed > 1 else contextlib.nullcontext():
+            metrics = update(there)
+        metrics = {key: value.cpu() for key, value in metrics.items()}
+        torch.testing.assert_close(metrics, dict(other(data)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(there["td_error"].cpu(), data["td_error"], rtol=1e-4, atol=1e-5)
+    parameters = ([leaf.cpu() for leaf in one.loss.target_pairs("parameters")[0]] for one in (update, other))
     torch.testing.assert_close(*parameters, rtol=1e-4, atol=1e-5)
-    updates[0].load_state_dict(updates[0].state_dict())
+    update.load_state_dict(update.state_dict())
+
+
+@CASES
+@pytest.mark.parametrize("optimizer", ["fused Adam", "foreach Adam"])
+def test_updates_are_those_of_the_cpu_and_wait_for_nothing(name, estimator, optimizer):
+    assert_as_on_the_cpu(name, estimator, optimizer)
+
+
+@pytest.fixture
+def recordable(monkeypatch):
+    """Updates with cuda_graph=True, all but the graph: what it would record is called."""
+    monkeypatch.setattr(cuda_graph, "_DEVICE_TYPE", DEVICE)
+    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", lambda graph, inputs: graph.function(inputs))
+
+
+@CASES
+@pytest.mark.usefixtures("recordable")
+def test_what_a_graph_records_waits_for_nothing(name, estimator):
+    assert_as_on_the_cpu(name, estimator, "fused Adam", cuda_graph=True)
+
+
+@pytest.mark.usefixtures("recordable")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_recordable_optimizers_wait_for_nothing(optimizer):
+    assert_as_on_the_cpu("ddpg", "td0", optimizer, cuda_graph=True)
 
 
 @pytest.mark.parametrize("loss_class", [DDPGLoss, TD3Loss, TD3BCLoss, D4PGLoss])
