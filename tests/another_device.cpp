@@ -112,10 +112,13 @@ const std::set<std::string> kMixed = {"aten::index", "aten::index_put_", "aten::
 const std::set<std::string> kSized = {"aten::nonzero", "aten::masked_select"};
 
 void as_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  bool here = false, elsewhere = false;
+  bool here = false, number = false, elsewhere = false;
   auto see = [&](const at::Tensor& tensor) {
-    here |= tensor.defined() && tensor.is_cpu() && tensor.dim() > 0;  // a number may come from anywhere
-    elsewhere |= tensor.defined() && tensor.is_privateuseone();
+    if (!tensor.defined()) return;
+    here |= tensor.is_cpu() && tensor.dim() > 0;
+    // A tensor that is one number may come from the CPU; Python's own numbers come as such tensors too.
+    number |= tensor.is_cpu() && tensor.dim() == 0 && !tensor.unsafeGetTensorImpl()->is_wrapped_number();
+    elsewhere |= tensor.is_privateuseone();
   };
   for (const auto& value : torch::jit::last(*stack, op.schema().arguments().size())) {
     if (value.isTensor()) {
@@ -131,7 +134,7 @@ void as_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto reads_before = reads, writes_before = writes;
   at::native::cpu_fallback(op, stack, /*error_on_views=*/true);
   reads = reads_before + kSized.count(name);
-  writes = writes_before;
+  writes = writes_before + (number && elsewhere);  // a graph would record its value
 }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {

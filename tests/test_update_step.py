@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from helpers import LOSSES, batch, make, networks
 from torchrl_ddpg import DDPGLoss, SoftUpdate, UpdateStep
@@ -121,43 +119,3 @@ def test_per_sample_losses_are_refused():
     update.loss.reduction = "none"
     with pytest.raises(ValueError, match="reduction is 'none'; accepted: 'mean' or 'sum'"):
         update(batch(8))
-
-
-class OperatorsOnTheHost(TorchDispatchMode):
-    """Notes operators that read or write a tensor off the meta device, or bring a number there."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        result = operator(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
-        if any(not tensor.is_meta for tensor in tensors) or "lift" in operator.name():
-            self.names.append(operator.name())
-        return result
-
-
-@pytest.mark.parametrize(("name", "estimator"), [(name, kind) for name in LOSSES for kind in LOSSES[name].estimators])
-def test_a_step_off_the_cpu_leaves_the_host_alone(name, estimator):
-    case = LOSSES[name]
-    # meta stands in for a GPU where there is none: reading a value there raises, and so does a mix of devices.
-    loss = case.make(updater=False).to("meta").make_value_estimator(estimator)
-    loss._check_contents = lambda batch: None  # reads the values of the first batch of a kind
-    update = UpdateStep(
-        loss,
-        actor_optimizer=torch.optim.SGD(loss.actor_network_params.parameters(), lr=1e-2, momentum=0.9),
-        critic_optimizer=torch.optim.SGD(getattr(loss, f"{case.critic_name}_params").parameters(), lr=1e-2),
-        target_updater=SoftUpdate(loss, tau=0.1),
-        policy_delay=2,
-        max_grad_norm=1.0,
-    )
-    data = batch(4, 5)
-    data["priority_weight"], data["next", "steps_to_next_obs"] = torch.ones(4, 5), torch.ones(4, 5, 1)
-    batches = [data.to("meta") for _ in range(4)]
-    assert [update(data) for data in batches[:2]]
-    with OperatorsOnTheHost() as seen:
-        metrics = [update(data) for data in batches[2:]]
-    assert not seen.names
-    assert {value.device.type for values in metrics for value in values.values()} == {"meta"}
-    assert all(data["td_error"].is_meta for data in batches)
