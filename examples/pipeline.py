@@ -205,7 +205,7 @@ def collecting(cfg, stats, policy):
 
 def share_threads(cfg, collector) -> None:
     """Leave a core to the collector's process until the next batch lies in its queue, then take it back."""
-    if cfg.collector == "async" and cfg.threads > 1:
+    if cfg.collector == "async" and cfg.threads > 1 and cfg.device == "cpu":  # torch.compile compiles anew for it
         torch.set_num_threads(cfg.threads - collector.queue_out.empty())
 
 

@@ -48,7 +48,7 @@ OPTIMIZERS = {
     "foreach Adam": functools.partial(torch.optim.Adam, lr=1e-2, eps=1e-3, foreach=True),
     "AdamW": functools.partial(torch.optim.AdamW, lr=1e-2, eps=1e-3, amsgrad=True),
     "NAdam": functools.partial(torch.optim.NAdam, lr=1e-2, eps=1e-3),
-    "RAdam": functools.partial(torch.optim.RAdam, lr=1e-2, eps=1e-3),
+    "RAdam": functools.partial(torch.optim.RAdam, lr=1e-2, eps=1e-3, betas=(0.9, 0.99)),
     "Adamax": functools.partial(torch.optim.Adamax, lr=1e-2, eps=1e-3),
     "RMSprop": functools.partial(torch.optim.RMSprop, lr=1e-3, eps=1e-3, momentum=0.5),
     "SGD": functools.partial(torch.optim.SGD, lr=1e-2, momentum=0.9, nesterov=True),
@@ -62,8 +62,8 @@ CASES = pytest.mark.parametrize(
 def waiting_for_nothing():
     """Fail if the host reads from the device or writes to it."""
     if DEVICE == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -126,6 +126,7 @@ def test_updates_are_those_of_the_cpu_and_wait_for_nothing(name, estimator, opti
 def recordable(monkeypatch):
     """Updates with cuda_graph=True, all but the graph: what it would record is called."""
     monkeypatch.setattr(cuda_graph, "_DEVICE_TYPE", DEVICE)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", lambda graph, inputs: graph.function(inputs))
 
 

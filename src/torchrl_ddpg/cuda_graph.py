@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,14 +30,14 @@ class CudaGraph:
 
     Args:
         function: takes and gives a dict of detached tensors on the current CUDA device.
+        stream: where it is warmed up and recorded, of that device.
     """
 
-    def __init__(self, function: Callable[[Tensors], Tensors]) -> None:
-        self.function, self.calls = function, 0
+    def __init__(self, function: Callable[[Tensors], Tensors], stream: torch.cuda.Stream) -> None:
+        self.function, self.stream, self.calls = function, stream, 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Tensors = {}
         self.names: list[NestedKey] = []
-        self.aside: torch.cuda.Stream | None = None
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """Call the function, or replay what it does."""
@@ -55,17 +56,17 @@ class CudaGraph:
         return {**scalars, **{key: value.clone() for key, value in self.others.items()}}
 
     def _call_aside(self) -> Tensors:
-        stream = self.aside = self.aside or torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             outputs = self.function(self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return outputs
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
+        gc.collect()  # no other graph may end during a recording
         # Nothing runs before the replay; other threads, such as a replay buffer's, may go on meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             outputs = self.function(self.inputs)
             self.names = [key for key, value in outputs.items() if value.ndim == 0]
             self.scalars = torch.stack([outputs[key] for key in self.names])  # one copy for all of them
@@ -100,8 +101,8 @@ class RecordedStep:
                 f"the optimizers are built, or leave cuda_graph out."
             )
         self.owner, self.update, self.loss, self.optimizers = owner, update, loss, optimizers
-        self._make_capturable()
-        self.graphs: Recordings[CudaGraph] = Recordings(self._held, self._make_capturable)
+        self._prepare()
+        self.graphs: Recordings[CudaGraph] = Recordings(self._held, self._prepare)
 
     def __call__(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
         """Do one step."""
@@ -120,9 +121,10 @@ class RecordedStep:
             metrics = self.update(copied, with_actor)
             return {**metrics, "priority": copied.source.get(self.loss.tensor_keys.priority)}
 
-        return CudaGraph(step)
+        return CudaGraph(step, self.stream)
 
-    def _make_capturable(self) -> None:
+    def _prepare(self) -> None:
+        self.stream = torch.cuda.Stream(next(self.loss.parameters()).device)
         for role, optimizer in self.optimizers.items():
             make_capturable(self.owner, role, optimizer)
 
@@ -151,6 +153,8 @@ def make_capturable(owner: str, role: str, optimizer: Optimizer) -> None:
             )
         if "capturable" in group:
             group["capturable"] = True
+            # A copied optimizer would warn, while it is warmed up, that nothing is recorded.
+            optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             state |= {

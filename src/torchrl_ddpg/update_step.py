@@ -43,7 +43,8 @@ class UpdateStep:
         cuda_graph: whether the whole step is recorded as a CUDA graph, one for each shape of the batch (the 64 used
             last are kept), and replayed without waiting for the device. The optimizers are made capturable, and Adam's
             learning rates tensors. A graph does not see later changes of ``tau``, ``max_grad_norm`` or an optimizer's
-            state, other than by ``load_state_dict``, and does not run hooks.
+            state, other than by ``load_state_dict``, and does not run hooks. Results of the loss that still hold their
+            autograd graph must be gone before it is recorded.
 
     Raises:
         TypeError: if an argument is of the wrong type.
