@@ -426,10 +426,13 @@ def test_every_frame_brings_its_update_and_staleness_is_told(monkeypatch, tmp_pa
     assert float(table[0]["staleness"]) == 0.0
 
 
-def test_a_core_is_left_to_the_collector_while_it_collects():
-    cfg, previous = train_ddpg.Config(collector="async", threads=2), torch.get_num_threads()
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_core_is_left_to_the_collector_while_it_collects(device):
+    cfg = train_ddpg.Config(collector="async", threads=2, device=device)
+    previous = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
-        for empty, threads in ((True, 1), (False, 2)):
+        for empty, threads in ((True, 1 if device == "cpu" else 2), (False, 2)):
             queue = types.SimpleNamespace(empty=lambda empty=empty: empty)
             pipeline.share_threads(cfg, types.SimpleNamespace(queue_out=queue))
             assert torch.get_num_threads() == threads
