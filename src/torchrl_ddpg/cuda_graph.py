@@ -108,7 +108,7 @@ class RecordedStep:
         """Do one step."""
         self.graphs.refresh()
         graph = self.graphs.of((batch.signature(), with_actor), lambda: self._graph(batch, with_actor))
-        with torch.cuda.device_of(next(self.loss.parameters())):  # streams are made on the current device
+        with torch.cuda.device_of(next(self.loss.parameters())):  # whose current stream waits
             outputs = graph(leaves(batch.tensors()))
         batch.write_priority(outputs.pop("priority"))
         return outputs

@@ -31,9 +31,9 @@ def _lstm_layer(*args: Any) -> tuple[Tensor, ...]:
         return aten.mkldnn_rnn_layer.default(*(arg.detach() if isinstance(arg, Tensor) else arg for arg in args))
 
 
-# What is called most, without the look-up among overloads: a microsecond each.
 _BINDINGS = {
     aten.mkldnn_rnn_layer.default: _lstm_layer,
+    # What is called most, without the look-up among overloads: a microsecond each.
     aten.addmm.default: torch.addmm,
     aten.cat.default: torch.cat,
     aten.mean.default: torch.mean,

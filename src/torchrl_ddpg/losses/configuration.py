@@ -1,4 +1,7 @@
-"""The part of a loss that its user configures: the entries' names, the outputs, the value estimator."""
+"""The part of a loss that its user configures: the entries' names, the outputs, the value estimator.
+
+And what the estimator that was chosen asks of a batch.
+"""
 
 from __future__ import annotations
 
@@ -157,6 +160,7 @@ class ConfigurableLoss(NetworkOwner):
         self.make_value_estimator(estimator)
 
     def _check_contents(self, batch: Batch) -> None:
+        """Raise if the batch was made with another gamma; warn or raise if steps that are chained are out of order."""
         estimator, gamma = self.value_estimator, batch.gamma()
         if gamma is not None:
             steps_key = self.tensor_keys.steps_to_next_obs
