@@ -210,7 +210,6 @@ def situations():
     yield "noise below zero", lambda: make(TD3Loss, policy_noise=-0.1)
     yield "an alpha of zero", lambda: make(TD3BCLoss, alpha=0)
     yield "the priority's key in the constructor", lambda: make(TD3Loss, priority_key="p")
-    yield "an action that the actor does not write", lambda: make(TD3Loss).set_keys(action="torque")
     yield "an action of another size to imitate", lambda: make(TD3BCLoss).loss_actor(with_("action", torch.zeros(8, 5)))
     yield "tau out of range", lambda: SoftUpdate(make(), tau=1.5)
     yield "neither tau nor eps", lambda: SoftUpdate(make())

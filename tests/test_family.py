@@ -311,7 +311,6 @@ def test_d4pg_target_is_the_moved_distribution():
         (lambda: TD3Loss(*networks(), bounds=(-1, 1), num_qvalue_nets=0), "num_qvalue_nets is 0; accepted: an int"),
         (lambda: TD3Loss(*networks(), bounds=(-1, 1), policy_noise=-1), "policy_noise is -1; accepted: a number of"),
         (lambda: TD3BCLoss(*networks(), bounds=(-1, 1), alpha=0), "alpha is 0; accepted: a number above 0"),
-        (lambda: make(TD3Loss).set_keys(action="torque"), r"set_keys\(action=...\) is 'torque'; accepted: 'action'"),
         (lambda: make(TD3Loss, priority_key="p"), r"set_keys\(priority='p'\)"),
     ],
 )

@@ -31,7 +31,7 @@ both = pytest.mark.parametrize(
     [OURS, pytest.param(THEIRS, marks=pytest.mark.xfail(strict=True, reason="the trap"))],
     ids=lambda lib: lib.name,
 )
-pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:.*no target updater")
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:.*No target network updater")
 
 
 def losses(lib, *nets, **options):

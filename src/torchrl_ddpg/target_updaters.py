@@ -11,16 +11,17 @@ from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 class _Updater(TargetNetUpdater):
     """What both updaters share; the targets are found in the loss at each step, so a copy moves the copy's."""
 
+    @checks.names_errors
     def __init__(self, loss_module: DeterministicPolicyLoss) -> None:
         owner = type(self).__name__
         if not isinstance(loss_module, DeterministicPolicyLoss):
             raise TypeError(
-                f"{owner}: the loss is of type {type(loss_module).__name__}; accepted: a loss of torchrl_ddpg. For "
+                f"the loss is of type {type(loss_module).__name__}; accepted: a loss of torchrl_ddpg. For "
                 f"TorchRL's own losses use torchrl.objectives.{owner}."
             )
         if not loss_module.target_pairs("parameters")[0]:
             raise ValueError(
-                f"{owner}: the {type(loss_module).__name__} has no target networks to move; build it with "
+                f"the {type(loss_module).__name__} has no target networks to move; build it with "
                 f"delay_actor=True or delay_value=True, or use no updater."
             )
         if loss_module.has_updater:
@@ -72,25 +73,25 @@ class SoftUpdate(_Updater):
         [1.0, 1.0]
     """
 
+    @checks.names_errors
     def __init__(
         self, loss_module: DeterministicPolicyLoss, *, eps: float | None = None, tau: float | None = None
     ) -> None:
-        owner = type(self).__name__
         if (eps is None) == (tau is None):
             given = "neither tau nor eps is" if eps is None else "tau and eps are both"
-            raise TypeError(f"{owner}: {given} given; accepted: one of them, such as tau=0.005.")
+            raise TypeError(f"{given} given; accepted: one of them, such as tau=0.005.")
         if eps is not None:
-            checks.unit_interval(owner, "eps", eps)
+            checks.unit_interval("eps", eps)
             if eps == 1:
-                raise ValueError(f"{owner}: eps is {eps!r}, so targets never move; accepted: a number in [0, 1).")
+                raise ValueError(f"eps is {eps!r}, so targets never move; accepted: a number in [0, 1).")
             if eps < 0.5:
                 checks.warn(
-                    f"{owner}: eps is {eps!r}, which moves the targets by {1 - eps:g} of the way at each step; "
+                    f"SoftUpdate: eps is {eps!r}, which moves the targets by {1 - eps:g} of the way at each step; "
                     f"tau={eps!r} moves them slowly."
                 )
         else:
-            checks.unit_interval(owner, "tau", tau, open_left=True)
-        self.tau: float = tau if eps is None else 1 - eps  # type: ignore[assignment]
+            checks.unit_interval("tau", tau, open_left=True)
+        self.tau = float(tau if eps is None else 1 - eps)  # type: ignore[arg-type]
         super().__init__(loss_module)
 
     @property
@@ -144,9 +145,10 @@ class HardUpdate(_Updater):
         [4.0, 4.0]
     """
 
+    @checks.names_errors
     def __init__(self, loss_module: DeterministicPolicyLoss, *, value_network_update_interval: int = 1000) -> None:
         self.value_network_update_interval = checks.positive_int(
-            type(self).__name__, "value_network_update_interval", value_network_update_interval
+            "value_network_update_interval", value_network_update_interval
         )
         self.counter = 0
         super().__init__(loss_module)

@@ -1,10 +1,10 @@
-"""The value-estimator factory: TD(0), TD(1), TD(lambda) or the user's own, and the targets they give."""
+"""How the critic's targets are made: TD(0), TD(1), TD(lambda) or the user's own estimator, with what each asks of a batch."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,23 +16,19 @@ from torchrl.objectives.utils import default_value_kwargs
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
 from torchrl_ddpg import checks, functional
+from torchrl_ddpg.checks import BatchError
+from torchrl_ddpg.batch import Batch, Transition, under_next
 
 ESTIMATORS: dict[ValueEstimators, type[ValueEstimatorBase]] = {
     ValueEstimators.TD0: TD0Estimator,
     ValueEstimators.TD1: TD1Estimator,
     ValueEstimators.TDLambda: TDLambdaEstimator,
 }
-
-
 NAMES = {ValueEstimators.TD0: "td0", ValueEstimators.TD1: "td1", ValueEstimators.TDLambda: "td_lambda"}
 
 
-def resolve(owner: str, value_type: Any, supported: Sequence[ValueEstimators]) -> Any:
-    """The enum member that a name such as ``"td0"``, ``"TD(1)"`` or ``"td_lambda"`` stands for, or the user's own.
-
-    Raises:
-        ValueError: if the loss does not support it.
-    """
+def _resolve(value_type: Any, supported: Sequence[ValueEstimators]) -> Any:
+    """The enum member that a name such as ``"td0"``, ``"TD(1)"`` or ``"td_lambda"`` stands for, or the user's own."""
     own = isinstance(value_type, ValueEstimatorBase) or (
         isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase)
     )
@@ -46,38 +42,18 @@ def resolve(owner: str, value_type: Any, supported: Sequence[ValueEstimators]) -
         names = ", ".join(repr(NAMES[member]) for member in supported)
         members = ", ".join(member.name for member in supported)
         more = ", or a ValueEstimatorBase class or instance" if takes_own else ""
-        raise ValueError(
-            f"{owner}: the value estimator is {given!r}; accepted: {names} (or {members} of "
+        raise checks.UnsupportedEstimatorError(
+            f"the value estimator is {given!r}; accepted: {names} (or {members} of "
             f"torchrl.objectives.ValueEstimators){more}."
         )
     return value_type
 
 
-def make(
-    owner: str,
-    value_type: Any,
-    device: torch.device | None,
-    hyperparams: dict[str, Any],
-    supported: Sequence[ValueEstimators],
-) -> ValueEstimatorBase:
-    """Build the estimator. It needs no value network: the loss hands it the value of the next state.
-
-    Args:
-        owner: the loss's name, for messages.
-        value_type: an enum member, a name, a ``ValueEstimatorBase`` subclass or an instance.
-        device: where gamma and lambda live.
-        hyperparams: ``gamma``, ``lmbda`` (both in [0, 1]) and what else the estimator's class accepts.
-        supported: the built-in estimators that the loss can use; a loss that can use all takes the user's own too.
-
-    Raises:
-        ValueError: if gamma or lmbda is out of range, or the estimator is unknown.
-        TypeError: if the estimator's class does not accept one of ``hyperparams``, or an instance comes with any.
-    """
-    value_type = resolve(owner, value_type, supported)
+def _make(value_type: Any, device: torch.device | None, hyperparams: dict) -> ValueEstimatorBase:
     if isinstance(value_type, ValueEstimatorBase):
         if hyperparams:
             raise TypeError(
-                f"{owner}: {', '.join(hyperparams)} came with an estimator instance, which has its own; accepted: "
+                f"{', '.join(hyperparams)} came with an estimator instance, which has its own; accepted: "
                 f"the instance alone, or its class with hyperparameters."
             )
         return value_type
@@ -87,155 +63,187 @@ def make(
         cls, defaults = ESTIMATORS[value_type], {**default_value_kwargs(value_type), "value_network": None}
     for name in ("gamma", "lmbda"):
         if name in hyperparams:
-            checks.unit_interval(owner, name, hyperparams[name])
+            checks.unit_interval(name, hyperparams[name])
     accepted = inspect.signature(cls).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = [name for name in hyperparams if name not in accepted and not takes_all]
     if unknown:
         options = ("gamma", "lmbda", "average_rewards", "differentiable", "time_dim", "device")
         known = [name for name in accepted if name in options or cls not in ESTIMATORS.values()]
-        raise TypeError(f"{owner}: {cls.__name__} does not accept {', '.join(unknown)}; accepted: {', '.join(known)}.")
+        raise TypeError(f"{cls.__name__} does not accept {', '.join(unknown)}; accepted: {', '.join(known)}.")
     arguments = {"device": device, **defaults, **hyperparams}
     return cls(**{name: value for name, value in arguments.items() if name in accepted or takes_all})
 
 
-def kind(estimator: ValueEstimatorBase) -> ValueEstimators | type[ValueEstimatorBase]:
-    """The enum member of a built-in estimator, or the class of a user's own."""
-    members = {cls: member for member, cls in ESTIMATORS.items()}
-    return members.get(type(estimator), type(estimator))
-
-
-def set_keys(estimator: ValueEstimatorBase, **names: NestedKey) -> None:
-    """Hand a loss's keys to an estimator: those that it knows, and the value only if the loss gives it."""
-    known = {field.name for field in fields(estimator.tensor_keys)}
-    if estimator.value_network is not None:
-        known.discard("value")
-    estimator.set_keys(**{name: key for name, key in names.items() if name in known})
-
-
-def chains_steps(estimator: ValueEstimatorBase) -> bool:
-    """Whether the estimator reads a time dimension, as all but TD(0) do."""
-    return not isinstance(estimator, TD0Estimator)
-
-
-def targets(
-    owner: str,
-    estimator: ValueEstimatorBase,
-    batch: TensorDictBase,
-    *,
-    reward: Tensor,
-    done: Tensor,
-    terminated: Tensor,
-    next_value: Tensor,
-    steps: Tensor | None,
-) -> Tensor:
-    """Targets of the critic, detached.
+class Estimator:
+    """TorchRL's estimator of a loss, which gives gamma and lambda, and the targets computed with them.
 
     Args:
-        owner: the loss's name, for messages.
-        estimator: what turns the entries below into targets.
-        batch: what else a user's own estimator may read; it is not changed.
-        reward: ``[*B, 1]``, float32 or wider.
-        done: end of a trajectory, shape of ``reward``, bool.
-        terminated: no bootstrap, shape of ``reward``, bool.
-        next_value: value of the next state, 0 where terminated, shape of ``reward``.
-        steps: n of an n-step reward, shape of ``reward``, or None.
-
-    Returns:
-        Shape of ``reward``, without gradient.
-    """
-    if type(estimator) in ESTIMATORS.values() and not estimator.average_rewards:
-        discount = functional.discount(estimator.gamma, terminated, steps).to(reward.dtype)
-        if not chains_steps(estimator) or not batch.ndim:
-            return functional.td_target(reward, discount, next_value)
-        lmbda, time = getattr(estimator, "lmbda", 1.0), time_dimension(estimator, batch)
-        if not 0 <= time < batch.ndim:
-            raise checks.no_time_dimension(owner, type(estimator).__name__, time, batch.ndim)
-        return functional.td_lambda_target(reward, discount, next_value, done, lmbda, time)
-    keys = estimator.tensor_keys
-    entries = batch.copy()
-    for key, value in ((keys.reward, reward), (keys.done, done), (keys.terminated, terminated)):
-        entries.set(("next", key), value)
-    if steps is not None:
-        entries.set(keys.steps_to_next_obs, steps)
-    try:
-        with torch.no_grad(), torch.autocast(reward.device.type, enabled=False):
-            return estimator.value_estimate(entries, next_value=next_value).detach()
-    except (Warning, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise checks.estimator_failed(owner, type(estimator).__name__, error) from error
-
-
-def check_gamma(
-    owner: str, estimator: ValueEstimatorBase, entry: Tensor, steps_key: NestedKey, steps: Tensor | None
-) -> None:
-    """Raise if the replay buffer summed n-step rewards with another gamma than the estimator's.
-
-    Args:
-        owner: the loss's name, for the message.
-        estimator: the estimator; one without ``gamma`` is not checked.
-        entry: the batch's ``gamma`` entry, gamma^n, ``[*B]`` or ``[*B, 1]``.
-        steps_key: the name of n, for the message.
-        steps: n, as many elements as ``entry``, or None for 1.
+        value_type: an enum member, a name, a ``ValueEstimatorBase`` subclass or an instance.
+        supported: the built-in estimators that the loss can use; a loss that can use all takes the user's own too.
+        value_network: what a built-in one calls if it is called by itself, or None. The loss does not need it: it
+            hands over the value of the next state.
+        device: where gamma and lambda live.
+        on_unordered: what to do about a batch that does not hold trajectories in time order, ``"warn"`` or ``"raise"``.
+        hyperparams: ``gamma``, ``lmbda`` (both in [0, 1]) and what else the estimator's class accepts.
 
     Raises:
-        BatchError: if they differ by more than rounding.
+        UnsupportedEstimatorError: if the estimator is unknown.
+        ValueError: if gamma or lmbda is out of range.
+        TypeError: if the estimator's class does not accept one of ``hyperparams``, or an instance comes with any.
     """
-    gamma = getattr(estimator, "gamma", None)
-    if gamma is None or not entry.numel():
-        return
-    n = torch.ones_like(entry) if steps is None or steps.numel() != entry.numel() else steps.reshape(entry.shape)
-    per_step = entry.double() ** (1.0 / n.double())
-    tolerance = 1e-6 + 1e-2 * (1 - float(gamma))  # of float32, and of what is left of 1
-    if (per_step - float(gamma)).abs().max() > tolerance:
-        raise checks.BatchError(
-            f"{owner}: the batch's 'gamma' and {steps_key!r} say gamma {per_step.reshape(-1)[0].item():.6g} a step, "
-            f"the value estimator uses {float(gamma):.6g}; give both one: loss.make_value_estimator(gamma=...)."
-        )
 
+    def __init__(
+        self,
+        value_type: Any,
+        supported: Sequence[ValueEstimators],
+        value_network: Any,
+        device: torch.device | None,
+        on_unordered: str,
+        hyperparams: dict[str, Any],
+    ) -> None:
+        self.on_unordered = checks.choice("on_unordered", on_unordered, ("warn", "raise"))
+        self.module = _make(_resolve(value_type, supported), device, hyperparams)
+        self._value_network = value_network
+        self.chains_steps = not isinstance(self.module, TD0Estimator)  # reads a time dimension
+        self._warned = False
 
-def time_dimension(estimator: ValueEstimatorBase, batch: TensorDictBase) -> int:
-    """The estimator's time dimension if it has one, else the one named "time", else the batch's last."""
-    time = getattr(estimator, "time_dim", None)
-    if time is None:
-        names = batch.names or []
-        time = names.index("time") if "time" in names else -1
-    return time + batch.ndim if time < 0 else time
+    @property
+    def value_type(self) -> ValueEstimators | type[ValueEstimatorBase]:
+        """The enum member of a built-in estimator, or the class of a user's own."""
+        members = {cls: member for member, cls in ESTIMATORS.items()}
+        return members.get(type(self.module), type(self.module))
 
+    def set_keys(self, tensor_keys: Any) -> None:
+        """Hand the loss's keys to the estimator: those that it knows, and the value's unless its network has another."""
+        built_in = type(self.module) in ESTIMATORS.values()
+        if built_in:
+            self.module.value_network = None  # which may write the value under another name
+        names = {field.name: getattr(tensor_keys, field.name) for field in fields(tensor_keys)}
+        names["value"] = tensor_keys.state_action_value
+        known = {field.name for field in fields(self.module.tensor_keys)}
+        if self.module.value_network is not None:
+            known.discard("value")
+        self.module.set_keys(**{name: key for name, key in names.items() if name in known})
+        if built_in:
+            vars(self.module)["value_network"] = self._value_network  # not a submodule: the loss owns its parameters
 
-def in_time_order(estimator: ValueEstimatorBase, batch: TensorDictBase, key: NestedKey, done: Tensor) -> bool:
-    """Whether next observation t is observation t + 1 wherever step t does not end a trajectory.
+    def targets(self, batch: Batch, transition: Transition, next_value: Tensor) -> Tensor:
+        """Targets of the critic, in the shape of the reward, without gradient.
 
-    Args:
-        estimator: may say which dimension is time.
-        batch: ``[*B, T]``.
-        key: the observation, ``[*B, T, *F]``.
-        done: end of a trajectory, ``[*B, T, 1]``, bool.
-    """
-    now, later = batch.get(key, None), batch.get(("next", *((key,) if isinstance(key, str) else key)), None)
-    time = time_dimension(estimator, batch)
-    if now is None or later is None or not 0 <= time < batch.ndim or now.shape[time] < 2:
-        return True
-    length = now.shape[time] - 1
-    now, later, done = (
-        now.narrow(time, 1, length),
-        later.narrow(time, 0, length),
-        done.narrow(time, 0, length),
-    )
-    same = torch.isclose(now, later, rtol=1e-4, atol=1e-5, equal_nan=now.is_floating_point())
-    lead = batch.ndim
-    same, ended = (x.reshape(*x.shape[:lead], math.prod(x.shape[lead:])).all(-1) for x in (same, done != 0))
-    return bool((same | ended).all())
+        Args:
+            batch: what else a user's own estimator may read; it is not changed.
+            transition: reward, flags and steps.
+            next_value: value of the next state, 0 where terminated, in the shape of the reward.
 
+        Raises:
+            BatchError: if the batch has no time dimension, or a user's own estimator raises.
+        """
+        reward, done, terminated, steps = transition
+        estimator, source = self.module, batch.source
+        if type(estimator) in ESTIMATORS.values() and not estimator.average_rewards:
+            discount = functional.discount(estimator.gamma, terminated, steps).to(reward.dtype)
+            if not self.chains_steps or not source.ndim:
+                return functional.td_target(reward, discount, next_value)
+            time = self._time_dimension(source)
+            if not 0 <= time < source.ndim:
+                raise BatchError(
+                    f"{type(estimator).__name__} takes dimension {time} for the time; the batch has {source.ndim}, "
+                    f"counted from 0."
+                )
+            done, lmbda = batch.ends(done, time), getattr(estimator, "lmbda", 1.0)
+            return functional.td_lambda_target(reward, discount, next_value, done, lmbda, time)
+        keys, entries = estimator.tensor_keys, source.copy()
+        if self.chains_steps and source.ndim:
+            done = batch.ends(done, self._time_dimension(source))
+        for key, value in ((keys.reward, reward), (keys.done, done), (keys.terminated, terminated)):
+            entries.set(("next", key), value)
+        if steps is not None:
+            entries.set(keys.steps_to_next_obs, steps)
+        try:
+            with torch.no_grad(), torch.autocast(reward.device.type, enabled=False):
+                return estimator.value_estimate(entries, next_value=next_value).detach()
+        except (Warning, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise BatchError(
+                f"{type(estimator).__name__} raised {type(error).__name__} in value_estimate(batch, next_value=...). "
+                f"It must give targets from the reward and the next value alone; it gets no value network, and this "
+                f"loss no advantage."
+            ) from error
 
-def unordered(owner: str, estimator: ValueEstimatorBase, key: Any, *, error: bool) -> None:
-    """Warn, or raise, that the batch does not hold trajectories in time order."""
-    message = (
-        f"{owner}: {type(estimator).__name__} chains the steps of a trajectory, but in this batch {('next', key)!r} at "
-        f"step t is not {key!r} at step t + 1: its rewards would be summed over unrelated transitions. Sample slices "
-        f"of trajectories (SliceSampler, [B, T]), or use make_value_estimator('td0')."
-    )
-    if error:
-        raise checks.BatchError(message)
-    checks.warn(message)
+    def check_gamma(self, batch: Batch) -> None:
+        """Raise if the replay buffer summed n-step rewards with another gamma than the estimator's.
+
+        The batch's ``gamma`` entry is gamma^n, ``[*B]`` or ``[*B, 1]``. Where n is 1 nothing was discounted. On a GPU
+        this is skipped: it would force a synchronisation.
+
+        Raises:
+            BatchError: if they differ by more than float32 rounding, and 1 % of 1 - gamma.
+        """
+        entry, steps, gamma = batch.gamma(), batch.steps(), getattr(self.module, "gamma", None)
+        if gamma is None or entry is None or steps is None or steps.numel() != entry.numel() or not entry.numel():
+            return
+        if not (checks.readable(entry) and checks.readable(steps)):
+            return
+        n = steps.reshape(entry.shape).double()
+        per_step = entry.double() ** (1.0 / n)
+        differs = (n > 1) & ((per_step - float(gamma)).abs() > 1e-6 + 1e-2 * (1 - float(gamma)))
+        if batch.counts is not None:
+            differs = differs & batch.counts.reshape(*batch.shape, *(1,) * (entry.ndim - len(batch.shape)))
+        if differs.any():
+            raise BatchError(
+                f"the batch's 'gamma' and {batch.keys.steps_to_next_obs!r} say gamma {per_step[differs][0].item():.6g} "
+                f"a step, the value estimator uses {float(gamma):.6g}; give both one: "
+                f"loss.make_value_estimator(gamma=...)."
+            )
+
+    def check_order(self, owner: str, batch: Batch, observed: Iterable[NestedKey]) -> None:
+        """Warn once, or raise, if steps would be chained that do not follow each other.
+
+        Raises:
+            BatchError: if so, and ``on_unordered="raise"``.
+        """
+        done = batch.values.get(under_next(batch.keys.done))
+        if not self.chains_steps or self._warned or done is None:
+            return
+        done, time = done != 0, self._time_dimension(batch.source)
+        if 0 <= time < batch.source.ndim:
+            done = batch.ends(done, time)
+        for key in observed:
+            if self._in_time_order(batch.values.get(key), batch.values.get(under_next(key)), done, batch.source, time):
+                continue
+            message = (
+                f"{type(self.module).__name__} chains the steps of a trajectory, but in this batch "
+                f"{under_next(key)!r} at step t is not {key!r} at step t + 1: its rewards would be summed over "
+                f"unrelated transitions. Sample slices of trajectories (SliceSampler, [B, T]), or use "
+                f"make_value_estimator('td0')."
+            )
+            if self.on_unordered == "raise":
+                raise BatchError(message)
+            self._warned = True
+            checks.warn(f"{owner}: {message}")
+            return
+
+    def _time_dimension(self, batch: TensorDictBase) -> int:
+        """The estimator's time dimension if it has one, else the one named "time", else the batch's last."""
+        time = getattr(self.module, "time_dim", None)
+        if time is None:
+            names = batch.names or []
+            time = names.index("time") if "time" in names else -1
+        return time + batch.ndim if time < 0 else time
+
+    def _in_time_order(self, now: Any, later: Any, done: Tensor, batch: TensorDictBase, time: int) -> bool:
+        """Whether next observation t is observation t + 1 wherever step t does not end a trajectory."""
+        if isinstance(now, TensorDictBase) and isinstance(later, TensorDictBase):
+            pairs = ((now.get(key), later.get(key, None)) for key in now.keys(True, True))
+            return all(self._in_time_order(first, second, done, batch, time) for first, second in pairs)
+        if not isinstance(now, Tensor) or not isinstance(later, Tensor):
+            return True
+        if not 0 <= time < batch.ndim or now.shape[time] < 2:
+            return True
+        length, lead = now.shape[time] - 1, batch.ndim
+        now, later, done = now.narrow(time, 1, length), later.narrow(time, 0, length), done.narrow(time, 0, length)
+        same = torch.isclose(now, later, rtol=1e-4, atol=1e-5, equal_nan=now.is_floating_point())
+        same, ended = (x.reshape(*x.shape[:lead], math.prod(x.shape[lead:])).all(-1) for x in (same, done != 0))
+        return bool((same | ended).all())

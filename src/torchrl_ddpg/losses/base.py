@@ -1,65 +1,191 @@
-"""What every loss shares: the way from a batch to targets, the two terms, reduction and metrics."""
+"""The public base class of the losses: the two terms, what every loss shares in them, and the steps that a loss overrides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+import contextlib
+import functools
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.data import TensorSpec
+from torchrl.envs.utils import set_exploration_type
+from torchrl.modules import set_recurrent_mode
+from torchrl.objectives import ValueEstimators
+from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_ddpg import checks, functional, value_estimators
+from torchrl_ddpg import checks, functional
+from torchrl_ddpg.batch import Batch, Transition, fetch, under_next, write
+from torchrl_ddpg.checks import BatchError
 from torchrl_ddpg.losses import bounds as action_bounds
-from torchrl_ddpg.losses.batch import Batch, hide, under_next
-from torchrl_ddpg.losses.calls import Entries, in_loss_modes
-from torchrl_ddpg.losses.configuration import ConfigurableLoss
+from torchrl_ddpg.losses.calls import AbsentError, Entries
+from torchrl_ddpg.losses.module import NetworkOwner
+from torchrl_ddpg.losses.networks import Use
+from torchrl_ddpg.value_estimators import ESTIMATORS, Estimator
+
+Self = TypeVar("Self", bound="DeterministicPolicyLoss")
+Report = dict[str, Tensor]
+_SHARED_METRICS = ("pred_value", "target_value", "next_state_value", "state_action_value_actor")
 
 
-class DeterministicPolicyLoss(ConfigurableLoss):
-    """What the losses of this library share; not a loss by itself.
+class Term(NamedTuple):
+    """What a term makes: the reduced loss, metrics without gradient, and for the critic's the priority, ``[*B]``."""
 
-    A leaf names its critic and its outputs, and says how target actions are bounded and critics combined.
+    loss: Tensor
+    metrics: Report
+    priority: Tensor | None = None
+
+
+def _public(method: Callable) -> Callable:
+    """Run a public method with deterministic actions and recurrent networks over whole sequences; name its errors."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with set_exploration_type(self.deterministic_sampling_mode), set_recurrent_mode(True):
+            return method(self, *args, **kwargs)
+
+    return checks.names_errors(call)
+
+
+class DeterministicPolicyLoss(NetworkOwner):
+    """What a loss for an actor with deterministic actions and its critics shares; not a loss by itself.
+
+    A subclass sets ``critic_name``, ``critic_loss_key`` and ``all_out_keys``, and overrides the steps that its paper
+    changes: :meth:`bound_target_action`, :meth:`next_state_value`, :meth:`critic_target`,
+    :meth:`critic_sample_losses`, :meth:`expected_value`, :meth:`expected_target`, :meth:`actor_value` and
+    :meth:`actor_sample_losses`, and with ``actor_critics`` and ``extra_keys`` which critics the actor's term runs and
+    what else a step reads. Masks, NaN past the end of an episode, importance weights, the priority, the reduction and
+    the metrics are taken care of, whatever is overridden.
+
+    Args:
+        actor_network: a TensorDict module that writes the action.
+        critic_network: a TensorDict module that reads the action and writes ``"state_action_value"``, ``[*B, K]``, or
+            with ``num_critics`` a list of them.
+        delay_actor: whether the target actor is a slowly moving copy.
+        delay_critic: whether the target critics are slowly moving copies.
+        loss_function: ``"l2"``, ``"l1"`` or ``"smooth_l1"``, for the default of :meth:`critic_sample_losses`.
+        num_critics: the name of the option that says how many critics there are, and its value; None for one critic.
+        gamma: not accepted here; see :meth:`make_value_estimator`.
+        separate_losses: if True, layers that actor and critics share are trained by the actor's loss alone.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for per-sample losses ``[*B]``.
+        use_prioritized_weights: whether ``priority_weight`` weighs the critic's loss: ``"auto"``, True or False.
+        priority: what is written for prioritised replay, ``"absolute"`` TD error or ``"squared"``.
+        weigh_actor: whether the weights weigh the actor's loss too.
+        action_spec: the action's bounded spec, or the environment's composite one.
+        bounds: ``(low, high)`` in place of ``action_spec``: numbers or tensors that broadcast to the action.
+
+    Raises:
+        TypeError: if a subclass does not say what it must, a network is not a TensorDict module, or an option has the
+            wrong type.
+        ValueError: if an option is unknown, a network is lazy, or the critic does not read the actor's action.
     """
 
-    critic_loss_key: ClassVar[str]
+    @dataclass
+    class _AcceptedKeys:
+        """The entries of a batch that ``set_keys`` can rename."""
+
+        state_action_value: NestedKey = "state_action_value"
+        priority: NestedKey = "td_error"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        priority_weight: NestedKey = "priority_weight"
+        steps_to_next_obs: NestedKey = "steps_to_next_obs"
+
+    default_keys = _AcceptedKeys
+    default_value_estimator = ValueEstimators.TD0
+    SUPPORTED_VALUE_ESTIMATORS = tuple(ESTIMATORS)
+    critic_name: ClassVar[str] = ""
+    critic_loss_key: ClassVar[str] = ""
+    all_out_keys: ClassVar[tuple[str, ...]] = ()
+    # The public methods that every call of the loss goes through; where TorchRL has another name, that one.
+    critic_method: ClassVar[str] = "loss_value"
+    actor_method: ClassVar[str] = "loss_actor"
+    actor_critics: Sequence[int] = (0,)
+    """Which of several critics the actor's term runs, by their positions."""
+    extra_keys: Sequence[NestedKey] = ()
+    """Entries that a step reads with ``batch.get``, beside those that the networks read."""
+    use_prioritized_weights: str | bool
+    _selected_out_keys: tuple[str, ...] | None = None
+    _shared: Batch | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("out_keys")
+        if isinstance(own, (list, tuple)):  # as TorchRL's losses declare them
+            cls.all_out_keys = tuple(own)
+            del cls.out_keys
 
     def __init__(
         self,
         actor_network: TensorDictModuleBase,
         critic_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         *,
-        delayed: Mapping[str, bool],
-        separate_losses: bool,
-        reduction: str | None,
-        use_prioritized_weights: str | bool,
-        priority: str,
-        weigh_actor: bool,
-        action_spec: TensorSpec | None,
-        bounds: Sequence[float | Tensor] | None,
-        loss_function: str | None = None,
+        delay_actor: bool = True,
+        delay_critic: bool = True,
+        loss_function: str = "l2",
         num_critics: tuple[str, int] | None = None,
+        gamma: None = None,
+        separate_losses: bool = False,
+        reduction: str | None = None,
+        use_prioritized_weights: str | bool = "auto",
+        priority: str = "absolute",
+        weigh_actor: bool = False,
+        action_spec: TensorSpec | None = None,
+        bounds: Sequence[float | Tensor] | None = None,
     ) -> None:
+        if gamma is not None:
+            raise TypeError(f"gamma is set with loss.make_value_estimator(gamma={gamma!r}), not in the constructor.")
+        self._check_class()
         super().__init__(
-            actor_network, critic_network, delayed=delayed, separate_losses=separate_losses, num_critics=num_critics
+            actor_network,
+            critic_network,
+            delay_actor=delay_actor,
+            delay_critic=delay_critic,
+            separate_losses=separate_losses,
+            num_critics=num_critics,
         )
-        owner = self._owner
-        if loss_function is not None:
-            self.loss_function = checks.choice(owner, "loss_function", loss_function, functional.LOSS_FUNCTIONS)
-        self.reduction = checks.choice(owner, "reduction", reduction or "mean", functional.REDUCTIONS)
+        self.loss_function = checks.choice("loss_function", loss_function, functional.LOSS_FUNCTIONS)
+        self.reduction = checks.choice("reduction", reduction or "mean", functional.REDUCTIONS)
         self.use_prioritized_weights = checks.choice(
-            owner, "use_prioritized_weights", use_prioritized_weights, ("auto", True, False)
+            "use_prioritized_weights", use_prioritized_weights, ("auto", True, False)
         )
-        self.priority = checks.choice(owner, "priority", priority, ("absolute", "squared"))
-        self.weigh_actor = checks.boolean(owner, "weigh_actor", weigh_actor)
-        low, high = action_bounds.read(owner, self.action_keys[0], action_spec, bounds)
+        self.priority = checks.choice("priority", priority, ("absolute", "squared"))
+        self.weigh_actor = checks.boolean("weigh_actor", weigh_actor)
+        low, high = action_bounds.read(self.action_keys[0], action_spec, bounds)
         self._register_constant("min_action", low)
         self._register_constant("max_action", high)
         self._warned_updater = False
         self.make_value_estimator()
 
+    @classmethod
+    def _check_class(cls) -> None:
+        name, losses = cls.critic_name, ("loss_actor", cls.critic_loss_key)
+        if not name.endswith("_network") or not cls.critic_loss_key.startswith("loss_"):
+            raise TypeError(
+                f"critic_name is {name!r} and critic_loss_key {cls.critic_loss_key!r}; accepted: what the class calls "
+                f"its critic and the critic's loss, such as 'value_network' and 'loss_value'."
+            )
+        if not set(losses) <= set(cls.all_out_keys):
+            raise TypeError(f"all_out_keys is {cls.all_out_keys!r}; accepted: {losses}, and the metrics that follow.")
+        shared = {*losses, *_SHARED_METRICS, *(f"{metric}_max" for metric in _SHARED_METRICS)}
+        unknown = [key for key in cls.all_out_keys if key not in shared]
+        base = DeterministicPolicyLoss
+        givers = ("critic_target", "actor_sample_losses", "loss_value", "loss_actor", cls.critic_method, cls.actor_method)
+        if unknown and all(getattr(cls, step) is getattr(base, step, None) for step in givers):
+            raise TypeError(
+                f"all_out_keys holds {', '.join(map(repr, unknown))}, which no step gives; accepted: metrics that "
+                f"critic_target or actor_sample_losses reports, and {', '.join(sorted(shared))}."
+            )
+
+    # The calls.
+
+    @checks.names_errors
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Both losses and the metrics; writes the priority into the batch.
 
@@ -78,119 +204,181 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         if "tensordict" in kwargs:
             args = (kwargs.pop("tensordict"), *args)
         if args and not isinstance(args[0], Tensor):
-            checks.is_tensordict(self._owner, args[0])
             if len(args) == 1 and not kwargs:
                 return self._forward(args[0])
         if kwargs:
-            checks.entry_names(self._owner, kwargs, self.call_keys)
+            accepted = ["_".join(key if isinstance(key, tuple) else (key,)) for key in self.call_keys]
+            unknown = [name for name in kwargs if name not in accepted]
+            if unknown:
+                raise TypeError(f"no entry is called {', '.join(unknown)}; accepted: {', '.join(accepted)}.")
         return self._dispatched(*args, **kwargs)
 
     @dispatch(source="call_keys")
     def _dispatched(self, tensordict: TensorDictBase) -> TensorDict:
+        reward = tensordict.get(under_next(self.tensor_keys.reward), None)
+        if reward is not None and tensordict.ndim and tensordict.ndim == reward.ndim:
+            tensordict.batch_size = tensordict.batch_size[:-1]  # the last dimension of a reward is no batch dimension
         return self._forward(tensordict)
 
     def _forward(self, tensordict: TensorDictBase) -> TensorDict:
-        batch = self.read(tensordict)
-        loss_value, metrics = self._critic_term(batch)
-        loss_actor, actor_metrics = self._actor_term(batch)
+        once = contextlib.nullcontext() if torch.compiler.is_compiling() else self.reading_once(tensordict)
+        with once:
+            loss_value, metrics = getattr(self, self.critic_method)(tensordict)
+            loss_actor, actor_metrics = getattr(self, self.actor_method)(tensordict)
         outputs = {"loss_actor": loss_actor, self.critic_loss_key: loss_value, **metrics, **actor_metrics}
+        for key in self.out_keys:
+            if key not in outputs:
+                raise KeyError(f"the output {key!r} is one of out_keys, and no step gives it.")
         return TensorDict({key: outputs[key] for key in self.out_keys}, batch_size=[])
 
-    @in_loss_modes
-    def loss_value(self, tensordict: TensorDictBase | Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    @_public
+    def loss_value(self, tensordict: TensorDictBase) -> tuple[Tensor, Report]:
         """The critic's loss and metrics; writes the priority into the batch. Gradient reaches the critic alone.
 
         Args:
             tensordict: transitions ``[*B]`` with the entries ``in_keys``.
 
         Returns:
-            The loss, scalar or under ``reduction="none"`` ``[*B]``, and the metrics, scalars without gradient.
+            The loss, scalar or under ``reduction="none"`` ``[*B]``, and the metrics, scalars without gradient; beside
+            them ``"td_error"`` as it is used for the priority, ``[*B]``, or ``[N, *B]`` of several critics.
 
         Raises:
             BatchError: as in :meth:`forward`.
         """
-        return self._critic_term(self.read(tensordict))
+        term = self.critic_term(self.read(tensordict))
+        write(tensordict, {self.tensor_keys.priority: term.priority})  # type: ignore[dict-item]
+        return term.loss, term.metrics
 
-    @in_loss_modes
-    def loss_actor(self, tensordict: TensorDictBase | Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    @_public
+    def loss_actor(self, tensordict: TensorDictBase) -> tuple[Tensor, Report]:
         """The actor's loss and metrics, in shapes as from :meth:`loss_value`. Gradient reaches the actor alone.
 
-        Only what the networks observe is read.
+        Only what the networks observe, and ``extra_keys``, is read.
 
         Raises:
             BatchError: as in :meth:`forward`.
         """
-        return self._actor_term(self._read(tensordict, self._actor_fetched_keys))
+        term = self.actor_term(self._read(tensordict))
+        return term.loss, term.metrics
 
-    @in_loss_modes
+    @_public
     def compute_target(self, tensordict: TensorDictBase) -> Tensor:
         """The critic's targets, in the shape of the reward, float32 or wider, without gradient.
 
         Raises:
             BatchError: as in :meth:`forward`.
         """
-        return self._targets(self.read(tensordict))[0]
+        return self._target(self.read(tensordict))[0]
 
-    def read(self, tensordict: TensorDictBase | Batch) -> Batch:
-        """Fetch and check a batch once, for both :meth:`loss_value` and :meth:`loss_actor`."""
-        return self._read(tensordict, self._fetched_keys)
+    # Steps that a loss overrides.
 
-    def _read(self, tensordict: TensorDictBase | Batch, names: Iterable[NestedKey]) -> Batch:
-        if isinstance(tensordict, Batch):
-            return tensordict
-        checks.is_tensordict(self._owner, tensordict)
-        batch = self.batch(tensordict, names)
-        if torch.compiler.is_compiling():
-            return batch
-        if not self._warned_updater and not self.has_updater:
-            self._warned_updater = True
-            checks.warn(checks.no_updater(self._owner))
-        self._check_live()
-        signature = batch.signature()
-        fresh = signature not in self._seen
-        if fresh:
-            batch.check_inputs(self._observed_keys, self._default_device)
-        if names is self._fetched_keys and (fresh or self._on_unordered == "raise"):
-            self._check_contents(batch)
-        if len(self._seen) > 100:  # batches of ever new shapes must not pile up
-            self._seen.clear()
-        self._seen.add(signature)
-        return batch
+    def bound_target_action(self, action: Tensor) -> Tensor:
+        """The target actor's action within its range, ``[*B, A]``; without a range as it is."""
+        low, high = self.min_action, self.max_action
+        return action if low is None else torch.clamp(action, low.to(action.dtype), high.to(action.dtype))
 
-    def _run(self, name: str, use: str, entries: Entries, shape: torch.Size) -> Entries:
-        call = getattr(self._nets[name], use)
-        if torch.compiler.is_compiling():
-            return call(entries, shape)
-        try:
-            return call(entries, shape)
-        except (Warning, torch.OutOfMemoryError, checks.BatchError):
-            raise
-        except Exception as error:
-            named = under_next if use == "without_grad" else (lambda key: key)
-            module = self.__dict__[name]
-            reads = {named(key): entries.get(key) for key in module.in_keys}
-            parameter = next(module.parameters(), None)
-            raise checks.network_failed(self._owner, name, reads, parameter, error) from error
+    def next_state_value(self, values: list[Tensor], action: Tensor, batch: Batch) -> Tensor:
+        """The value of the next state, of what the target critics say.
 
-    def _value(self, use: str, entries: Entries, shape: torch.Size) -> Tensor:
-        key = self.tensor_keys.state_action_value
-        value = self._run(self.critic_name, use, entries, shape).get(key)
-        if value is None:
-            written = self.__dict__[self.critic_name].out_keys
-            raise checks.no_value(self._owner, self.critic_name, key, written)
-        return value if value.dtype == self._dtype else value.to(self._dtype)
+        Args:
+            values: ``[*B, K]`` of each target critic, float32 or wider, reward units.
+            action: the bounded target action, ``[*B, A]``.
+            batch: what else to read, with ``batch.get``.
 
-    def _bounded(self, action: Tensor) -> Tensor:
-        """The target actor's action within its range; a leaf may smooth it first."""
-        low, high = self._buffers["min_action"], self._buffers["max_action"]
-        if low is None or high is None:
-            return action
-        checks.bounds_fit(self._owner, self.action_keys[0], action, low, high)
-        return torch.clamp(action, low, high)
+        Returns:
+            ``[*B, K]``; by default the first critic's. Beyond a terminal state and where a sample is masked anything.
+        """
+        return values[0]
 
-    def _combined(self, values: Tensor) -> Tensor:
-        """What the target critics say of the next state, as one value; a leaf with several chooses among them."""
+    def critic_target(self, next_value: Tensor, transition: Transition, batch: Batch) -> tuple[Tensor, Report]:
+        """The critic's target, by default with the value estimator of the loss.
+
+        Args:
+            next_value: from :meth:`next_state_value`, ``[*B, K]``, 0 where terminated or masked.
+            transition: reward, flags and steps, ``[*B, 1]`` each.
+            batch: what else to read.
+
+        Returns:
+            The target, and metrics: per-sample values ``[*B]`` or ``[*B, 1]`` that are averaged, or scalars.
+        """
+        self._check_value(next_value, transition.reward)
+        return self._estimator.targets(batch, transition, next_value), {}
+
+    def critic_sample_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Per-sample losses ``[*B]`` or ``[*B, 1]`` of one critic, by default by ``loss_function``.
+
+        Args:
+            prediction: what the critic writes, ``[*B, K]``, with gradient.
+            target: from :meth:`critic_target`.
+        """
+        self._check_value(prediction, target)
+        return functional.value_loss(prediction, target, self.loss_function)
+
+    def expected_value(self, values: Tensor) -> Tensor:
+        """The value ``[*B, 1]`` that a critic's output ``[*B, K]`` stands for, by default itself."""
         return values
+
+    def expected_target(self, target: Tensor) -> Tensor:
+        """The value ``[*B, 1]`` that a target stands for, by default itself."""
+        return target
+
+    def actor_value(self, values: list[Tensor]) -> Tensor:
+        """The value ``[*B, 1]`` that the actor ascends, of what the critics ``actor_critics`` say of its action."""
+        return self.expected_value(values[0])
+
+    def actor_sample_losses(self, value: Tensor, action: Tensor, batch: Batch) -> tuple[Tensor, Report]:
+        """Per-sample losses of the actor, by default ``-value``, and metrics as in :meth:`critic_target`.
+
+        Args:
+            value: from :meth:`actor_value`, ``[*B, 1]``, with gradient.
+            action: the actor's, ``[*B, A]``, with gradient.
+            batch: what else to read, with ``batch.get``.
+        """
+        return -value, {}
+
+    # What the terms share.
+
+    def critic_term(self, batch: Batch) -> Term:
+        """The critic's loss, metrics and priority."""
+        target, metrics = self._target(batch)
+        inputs = batch.current(self.critic_in_keys)
+        self._check_finite(batch, inputs)
+        predictions = self._values("online", inputs, batch, range(self.num_critics))
+        losses = [self.critic_sample_losses(prediction, target) for prediction in predictions]
+        values = [self.expected_value(prediction.detach()) for prediction in predictions]
+        expected = self.expected_target(target)
+        if len(values) == 1:
+            loss, error, value = losses[0], functional.td_error(values[0], expected), values[0]
+        else:
+            loss, stacked = functools.reduce(operator.add, losses), torch.stack(values)
+            error, value = expected - stacked, stacked.mean(0)
+        error = batch.samples(error.abs() if self.priority == "absolute" else error.square(), several=len(values) > 1)
+        loss = self._reduce(self.critic_loss_key, loss, batch, weigh=True)
+        metrics = {"td_error": error, **self._report("pred_value", batch, value), **metrics}
+        metrics |= self._report("target_value", batch, expected)
+        return Term(loss, metrics, error.amax(0) if len(values) > 1 else error)
+
+    def actor_term(self, batch: Batch) -> Term:
+        """The actor's loss and metrics."""
+        inputs = batch.current(self.observed_keys)
+        self._check_finite(batch, inputs)
+        entries = self._run("actor_network", "online", inputs, batch)[0]
+        action = entries[self.action_keys[0]]
+        value = self.actor_value(self._values("frozen", entries, batch, self.actor_critics))
+        loss, metrics = self.actor_sample_losses(value, action, batch)
+        metrics = self._reported(batch, metrics) | self._report("state_action_value_actor", batch, value.detach())
+        return Term(self._reduce("loss_actor", loss, batch, weigh=self.weigh_actor), metrics)
+
+    def _target(self, batch: Batch) -> tuple[Tensor, Report]:
+        transition = batch.transition(needs_done=self._estimator.chains_steps)
+        next_value = self._next_value(batch, transition.terminated)
+        if next_value.shape[:-1] != transition.reward.shape[:-1]:
+            self._check_value(next_value, transition.reward)
+        # Selected, not multiplied: what lies past a terminal state may be NaN.
+        next_value = batch.hide(next_value.masked_fill(transition.terminated, 0.0))
+        target, metrics = self.critic_target(next_value, transition, batch)
+        metrics = self._reported(batch, metrics) | self._report("next_state_value", batch, next_value)
+        return batch.hide(target.detach()), metrics
 
     def _next_value(self, batch: Batch, terminated: Tensor) -> Tensor:
         """What the target networks say of the next state, in the critic's last dimension."""
@@ -198,98 +386,260 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         if self._keeps_statistics:  # what lies past a terminal state must not reach them
             depth = len(batch.shape)
             goes_on = ~(terminated.flatten(depth).all(-1) if terminated.ndim > depth else terminated)
-        entries = batch.following(self.actor_in_keys, self._observed_keys, goes_on)
-        self._check_finite(entries)
-        entries = self._run("actor_network", "without_grad", entries, batch.shape)
-        entries[self.action_keys[0]] = self._bounded(entries[self.action_keys[0]])
-        return self._combined(self._value("without_grad", entries, batch.shape))
+        entries = batch.following(self.actor_in_keys, self.observed_keys, goes_on)
+        self._check_finite(batch, entries)
+        entries = self._run("actor_network", "target", entries, batch)[0]
+        action = entries[self.action_keys[0]]
+        self._check_bounds(action)
+        with torch.no_grad():
+            action = entries[self.action_keys[0]] = self.bound_target_action(action)
+            values = self._values("target", entries, batch, range(self.num_critics))
+            return self.next_state_value(values, action, batch)
 
-    def _targets(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Targets and what there is to report of them."""
-        transition = batch.transition(self._dtype)
-        next_value = self._next_value(batch, transition.terminated)
-        self._like_reward(next_value, transition.reward)
-        transition = transition._replace(done=self._ends(batch, transition.done))
-        # Selected, not multiplied: what lies past a terminal state may be NaN.
-        next_value = hide(next_value.masked_fill(transition.terminated, 0.0), batch.counts)
-        target = value_estimators.targets(
-            self._owner, self._value_estimator, batch.source, next_value=next_value, **transition._asdict()
-        )
-        return target, self._report("next_state_value", batch, next_value)
+    def _run(self, name: str, use: Use, entries: Entries, batch: Batch, parts: Sequence[int] = (0,)) -> list[Entries]:
+        net = self._nets[name]
+        if torch.compiler.is_compiling():
+            return net.run(use, entries, batch.shape, parts)
+        try:
+            return net.run(use, entries, batch.shape, parts)
+        except (Warning, torch.OutOfMemoryError, BatchError):
+            raise
+        except Exception as error:
+            later = use == "target"
+            role = "an input of the target networks" if later else "an input of the networks"
+            reads = dict.fromkeys(key for part in parts for key in net.parts[part].in_keys if key != "_")
+            absent = [error.args[0]] if isinstance(error, AbsentError) else [k for k in reads if k not in entries]
+            named = (lambda key: key) if not later or name != "actor_network" else under_next
+            if absent and isinstance(error, (AbsentError, KeyError)):
+                key = under_next(absent[0]) if later else absent[0]
+                raise batch.missing(key, role) from error
+            described = ", ".join(f"{named(key)!r} {checks.describe(entries.get(key))}" for key in reads)
+            parameter = next(net.module.parameters(), None)
+            raise BatchError(
+                f"{name} cannot run on this batch. It reads: {described}. Its first parameter: "
+                f"{checks.describe(parameter)}. Check the entries' shapes, dtypes and devices. The network raised "
+                f"{type(error).__name__}."
+            ) from error
 
-    def _report(self, name: str, batch: Batch, values: Tensor) -> dict[str, Tensor]:
+    def _values(self, use: Use, entries: Entries, batch: Batch, critics: Sequence[int]) -> list[Tensor]:
+        """What critics write, ``[*B, K]`` each, float32 or wider."""
+        key = self.tensor_keys.state_action_value
+        values = []
+        for written, critic in zip(self._run(self.critic_name, use, entries, batch, critics), critics, strict=True):
+            value = written.get(key)
+            if value is None:
+                names = list(self._nets[self.critic_name].parts[critic].out_keys)
+                raise BatchError(
+                    f"{self.critic_name} writes {names}, not {key!r}; rename the value with "
+                    f"loss.set_keys(state_action_value=...)."
+                )
+            values.append(value if value.dtype == self._dtype else value.to(self._dtype))
+        return values
+
+    def _report(self, name: str, batch: Batch, values: Tensor) -> Report:
         """The mean, and the maximum, over the samples that count, if the loss has such outputs."""
-        if name not in self.all_out_keys:
+        if name not in self.all_out_keys and f"{name}_max" not in self.all_out_keys:
             return {}
         values = values if batch.mask is None else batch.samples(values)
         metrics = functional.mean_and_max(name, values, batch.mask_like(values))
         return {key: value for key, value in metrics.items() if key in self.all_out_keys}
 
-    def _compare(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per-sample loss and signed error of one critic, ``[*B, 1]`` or ``[*B]`` each."""
-        self._like_reward(prediction, target)
-        return functional.value_loss(prediction, target, self.loss_function), functional.td_error(prediction, target)
+    def _reported(self, batch: Batch, metrics: Report) -> Report:
+        """What a step reports: per-sample values averaged, scalars as they are, all detached."""
+        reported: Report = {}
+        for name, value in metrics.items():
+            reported |= self._report(name, batch, value.detach()) if value.ndim else {name: value.detach()}
+        return reported
 
-    def _expected(self, values: Tensor) -> Tensor:
-        """The value that a critic's last dimension stands for, ``[*B, 1]``."""
-        return values
+    def _reduce(self, term: str, loss: Tensor, batch: Batch, *, weigh: bool) -> Tensor:
+        mask, weight, weighs = None, None, weigh and batch.has_weight(self.use_prioritized_weights)
+        if weighs or batch.mask is not None or self.reduction == "none":  # else a view that backward passes through
+            loss = batch.samples(loss)
+            mask, weight = batch.mask_like(loss), batch.weight_like(loss) if weighs else None
+        loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
+        self.check_loss(term, loss, batch)
+        return loss
 
-    def _critic_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        target, metrics = self._targets(batch)
-        inputs = batch.current(self.__dict__[self.critic_name].in_keys)
-        self._check_finite(inputs)
-        values = self._value("online", inputs, batch.shape)
-        predictions = values.unbind(0) if self._has_ensemble else (values,)
-        losses, errors = zip(*(self._compare(prediction, target, batch) for prediction in predictions), strict=True)
-        loss, error = losses[0], errors[0].abs()
-        for more_loss, more_error in zip(losses[1:], errors[1:], strict=True):
-            loss, error = loss + more_loss, torch.maximum(error, more_error.abs())
-        loss = self._reduce_term(self.critic_loss_key, loss, batch, weigh=True)
-        batch.write_priority(batch.samples(error if self.priority == "absolute" else error.square()))
-        value = self._expected(values.detach())
-        return loss, {
-            **self._report("pred_value", batch, value.mean(0) if self._has_ensemble else value),
-            **self._report("target_value", batch, self._expected_target(target)),
-            **metrics,
-        }
+    def check_loss(self, term: str, loss: Tensor, batch: Batch) -> None:
+        """Raise a ``BatchError`` if a term is NaN or infinite. On a GPU this is skipped: it would synchronise."""
+        if checks.readable(loss) and not checks.all_finite(loss):
+            raise batch.not_finite(term)
 
-    def _expected_target(self, target: Tensor) -> Tensor:
-        """The value that a target stands for, ``[*B, 1]``."""
-        return target
-
-    def _actor_loss(self, value: Tensor, action: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Per-sample loss of the actor, ``[*B, 1]`` or ``[*B]``, from the critic's value of its action."""
-        return -value, {}
-
-    def _actor_term(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = batch.current(self._observed_keys)
-        self._check_finite(inputs)
-        entries = self._run("actor_network", "online", inputs, batch.shape)
-        action = entries[self.action_keys[0]]
-        value = self._expected(self._value("frozen", entries, batch.shape))
-        loss, metrics = self._actor_loss(value, action, batch)
-        metrics |= self._report("state_action_value_actor", batch, value.detach())
-        return self._reduce_term("loss_actor", loss, batch, weigh=self.weigh_actor), metrics
-
-    def _check_finite(self, inputs: Entries) -> None:
+    def _check_finite(self, batch: Batch, inputs: Entries) -> None:
         """Refuse NaN before a network with running statistics has seen it; others tell from the loss."""
         if not self._keeps_statistics:
             return
         for value in inputs.values():
             floats = isinstance(value, Tensor) and value.is_floating_point()
             if floats and checks.readable(value) and not checks.all_finite(value):
-                raise checks.not_finite(self._owner, "what the networks read", inputs)
+                raise batch.not_finite("what the networks read")
 
-    def _like_reward(self, value: Tensor, reward: Tensor) -> None:
+    def _check_value(self, value: Tensor, reward: Tensor) -> None:
         if value.shape != reward.shape:
             key, reward_key = self.tensor_keys.state_action_value, under_next(self.tensor_keys.reward)
-            raise checks.unequal_shapes(self._owner, "the value", key, value, reward_key, reward)
+            raise checks.unequal_shapes("the value", key, value, reward_key, reward)
 
-    def _reduce_term(self, term: str, loss: Tensor, batch: Batch, *, weigh: bool) -> Tensor:
-        mask, weight, weighs = None, None, weigh and batch.has_weight(self.use_prioritized_weights)
-        if weighs or batch.mask is not None or self.reduction == "none":  # else a view that backward passes through
-            loss = batch.samples(loss)
-            mask, weight = batch.mask_like(loss), batch.weight_like(loss) if weighs else None
-        loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
-        checks.finite_loss(self._owner, term, loss, batch.values)
-        return loss
+    def _check_bounds(self, action: Tensor) -> None:
+        for bound in (self._buffers["min_action"], self._buffers["max_action"]):
+            if bound is None or not bound.ndim:
+                continue
+            sizes = zip(bound.shape[::-1], action.shape[::-1], strict=False)
+            if bound.ndim > action.ndim or any(size not in (1, wanted) for size, wanted in sizes):
+                raise BatchError(
+                    f"the bounds have shape {list(bound.shape)}, the actor writes {self.action_keys[0]!r} "
+                    f"{list(action.shape)}; accepted: one number, or one for each dimension of the action."
+                )
+
+    # Reading a batch.
+
+    @contextlib.contextmanager
+    def reading_once(self, tensordict: TensorDictBase) -> Iterator[Batch]:
+        """While it lasts both terms share what was read and checked of this batch, as long as it stays the same."""
+        batch = self.read(tensordict)
+        try:
+            self.__dict__["_shared"] = batch
+            yield batch
+        finally:
+            self.__dict__["_shared"] = None
+
+    @checks.names_errors
+    def read(self, tensordict: TensorDictBase) -> Batch:
+        """Fetch what the terms read of a batch, and check it.
+
+        Raises:
+            BatchError: if it cannot be used.
+        """
+        batch = self._read(tensordict)
+        if not torch.compiler.is_compiling() and batch is not self._shared:
+            self._estimator.check_gamma(batch)
+            if batch.first_of_its_kind or self._estimator.on_unordered == "raise":
+                self._estimator.check_order(type(self).__name__, batch, self.observed_keys)
+        return batch
+
+    def _read(self, tensordict: TensorDictBase) -> Batch:
+        shared = self._shared
+        if shared is not None and shared.source is tensordict and shared.is_current():
+            return shared
+        if not is_tensor_collection(tensordict):
+            raise TypeError(
+                f"the batch is of type {type(tensordict).__name__}; accepted: a TensorDict, or the entries as keyword "
+                f"arguments, such as loss(observation=..., action=..., next_reward=...)."
+            )
+        batch = Batch(tensordict, self.tensor_keys, self._fetched_keys, self.loss_mask_key, self._dtype)
+        if torch.compiler.is_compiling():
+            return batch
+        if not self._warned_updater and not self.has_updater:
+            self._warned_updater = True
+            checks.warn(
+                f"{type(self).__name__}: No target network updater has been associated with this loss module, so its "
+                f"targets stay as they are. Build one, SoftUpdate(loss, tau=0.005), and call its step() after each "
+                f"update, or move them yourself."
+            )
+        self._check_live()
+        signature = batch.signature()
+        batch.first_of_its_kind = signature not in self._seen
+        if batch.first_of_its_kind:
+            batch.check_inputs(self.observed_keys, self._default_device)
+            if len(self._seen) > 100:  # batches of ever new shapes must not pile up
+                self._seen.clear()
+            self._seen.add(signature)
+        return batch
+
+    # What the user configures, in any order: the entries' names, the outputs, the value estimator.
+
+    @checks.names_errors
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Rename entries of the batch; None restores the default.
+
+        Raises:
+            ValueError: if the loss has no such key.
+            TypeError: if a name is not a string or a tuple of strings.
+        """
+        accepted = [field.name for field in fields(self._AcceptedKeys)]
+        for name, value in kwargs.items():
+            checks.choice("a name given to set_keys", name, accepted)
+            value = getattr(self.default_keys(), name) if value is None else value
+            setattr(self.tensor_keys, name, checks.nested_key(f"set_keys({name}=...)", value))
+        self._wire()
+
+    def _wire(self) -> None:
+        self._seen.clear()
+        keys = self.tensor_keys
+        flags = [under_next(key) for key in (keys.reward, keys.done, keys.terminated)]
+        later = [under_next(key) for key in self.observed_keys]
+        needed = {*self.observed_keys, *self.critic_in_keys, *later, *flags, *self.extra_keys}
+        if self.use_prioritized_weights is True:
+            needed.add(keys.priority_weight)
+        self.in_keys = sorted(needed, key=str)
+        optional = [keys.priority_weight, keys.steps_to_next_obs, "gamma"]
+        self.call_keys = self.in_keys + [key for key in optional if key not in needed]
+        self._fetched_keys = (*self.call_keys, under_next(keys.steps_to_next_obs), ("next", "gamma"))
+        self._estimator.set_keys(keys)
+
+    @property
+    def out_keys(self) -> list[str]:
+        """Names of the outputs, losses (with gradient) and metrics (without)."""
+        return list(self._selected_out_keys or self.all_out_keys)
+
+    @property
+    def out_keys_source(self) -> list[str]:
+        """Names of all outputs, selected or not."""
+        return list(self.all_out_keys)
+
+    @checks.names_errors
+    def select_out_keys(self: Self, *out_keys: str) -> Self:
+        """Keep only these outputs, in this order; ``reset_out_keys()`` brings all back.
+
+        Raises:
+            ValueError: if one of them is not an output of the loss.
+        """
+        for key in out_keys:
+            checks.choice("an output key", key, self.all_out_keys)
+        self._selected_out_keys = tuple(out_keys)
+        return self
+
+    def reset_out_keys(self: Self) -> Self:
+        """Bring back every output."""
+        self._selected_out_keys = None
+        return self
+
+    @checks.names_errors
+    def make_value_estimator(
+        self: Self, value_type: Any = None, *, on_unordered: str = "warn", **hyperparams: Any
+    ) -> Self:
+        """Choose how targets are made; before or after ``set_keys``.
+
+        Args:
+            value_type: ``"td0"`` (the default), ``"td1"``, ``"td_lambda"``, the members of ``ValueEstimators`` of
+                those names, or a ``ValueEstimatorBase`` subclass or instance. It gets the loss's keys.
+            on_unordered: what TD(1) and TD(lambda) do about a batch that does not hold trajectories in time order:
+                ``"warn"`` once, or ``"raise"``.
+            **hyperparams: ``gamma`` in [0, 1] (0.99), ``lmbda`` in [0, 1] (0.95), and what else its class accepts.
+
+        Returns:
+            The loss.
+
+        Raises:
+            ValueError: if the estimator is unknown (also a ``NotImplementedError``), or gamma or lmbda out of range.
+            TypeError: if the estimator does not accept one of ``hyperparams``.
+        """
+        value_type = self.default_value_estimator if value_type is None else value_type
+        supported, network, device = self.SUPPORTED_VALUE_ESTIMATORS, self._value_network(), self._default_device
+        self._estimator = Estimator(value_type, supported, network, device, on_unordered, hyperparams)
+        self.__dict__["_value_estimator"] = self._estimator.module  # not a submodule: gamma is no part of state_dict
+        self.value_type = self._estimator.value_type
+        self._wire()
+        return self
+
+    def _value_network(self) -> Any:
+        """What a built-in estimator calls for the next value if the user calls the estimator by itself."""
+        return None
+
+    @property
+    def value_estimator(self) -> ValueEstimatorBase:
+        """What turns reward and next value into targets; TD(0) with gamma 0.99 unless chosen."""
+        return self._value_estimator
+
+    @value_estimator.setter
+    def value_estimator(self, estimator: ValueEstimatorBase) -> None:
+        self.make_value_estimator(estimator)

@@ -11,12 +11,11 @@ from torchrl.data import Bounded, Composite, TensorSpec
 
 
 def read(
-    owner: str, key: NestedKey, action_spec: TensorSpec | None, bounds: Sequence[float | Tensor] | None
+    key: NestedKey, action_spec: TensorSpec | None, bounds: Sequence[float | Tensor] | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Lowest and highest action.
 
     Args:
-        owner: the loss's name, for messages.
         key: the action's entry, looked up in a composite spec.
         action_spec: a ``Bounded`` spec of one action ``[*A]`` or of a batch of them, or a ``Composite`` with it.
         bounds: ``(low, high)``, numbers or tensors that broadcast to the action.
@@ -31,39 +30,36 @@ def read(
     if action_spec is None and bounds is None:
         return None, None
     if action_spec is not None and bounds is not None:
-        raise ValueError(f"{owner}: action_spec and bounds are both given; accepted: one of them.")
+        raise ValueError("action_spec and bounds are both given; accepted: one of them, but not both.")
     if action_spec is not None:
-        low, high = _from_spec(owner, key, action_spec)
+        low, high = _from_spec(key, action_spec)
     else:
         try:
             low, high = (torch.as_tensor(bound, dtype=torch.get_default_dtype()) for bound in bounds or ())
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"{owner}: bounds is {bounds!r}; accepted: a pair (low, high) of numbers or tensors."
+                f"bounds is {bounds!r}; accepted: a pair (low, high) of numbers or tensors."
             ) from error
     if not bool((low <= high).all()):
-        raise ValueError(f"{owner}: the lowest action {low.tolist()} exceeds the highest {high.tolist()} somewhere.")
-    return _unbatched(low), _unbatched(high)
+        raise ValueError(f"the lowest action {low.tolist()} exceeds the highest {high.tolist()} somewhere.")
+    return _unbatched(low, high)
 
 
-def _unbatched(bound: Tensor) -> Tensor:
-    """One row, where all environments or agents have the same bounds."""
-    while bound.ndim > 1 and bool((bound == bound[0]).all()):
-        bound = bound[0]
-    return bound.clone()
+def _unbatched(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of one action, with a dimension for agents whose ranges differ; environments have the same ranges."""
+    low, high = torch.broadcast_tensors(low, high)
+    for dim in reversed(range(low.ndim - 1)):
+        if all(bool((bound == bound.narrow(dim, 0, 1)).all()) for bound in (low, high)):
+            low, high = low.select(dim, 0), high.select(dim, 0)
+    return low.clone(), high.clone()
 
 
-def _from_spec(owner: str, key: NestedKey, spec: TensorSpec) -> tuple[Tensor, Tensor]:
-    lead = 0
+def _from_spec(key: NestedKey, spec: TensorSpec) -> tuple[Tensor, Tensor]:
     if isinstance(spec, Composite):
         if key not in spec.keys(True, True):
             names = ", ".join(map(repr, spec.keys(True, True)))
-            raise ValueError(f"{owner}: action_spec has no entry {key!r}, the action; it has: {names}.")
-        lead = spec.ndim if isinstance(key, str) else spec[key[:-1]].ndim
+            raise ValueError(f"action_spec has no entry {key!r}, the action; it has: {names}.")
         spec = spec[key]
     if not isinstance(spec, Bounded):
-        raise ValueError(
-            f"{owner}: action_spec is of type {type(spec).__name__}; accepted: a Bounded spec, or bounds=."
-        )
-    index = (0,) * lead
-    return spec.space.low[index].detach(), spec.space.high[index].detach()
+        raise ValueError(f"action_spec is of type {type(spec).__name__}; accepted: a Bounded spec, or bounds=.")
+    return spec.space.low.detach(), spec.space.high.detach()

@@ -1,4 +1,4 @@
-"""What TD3 and TD3+BC share."""
+"""What TD3 and its descendants share: an ensemble of critics, its minimum, and smoothed target actions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.data import TensorSpec
 
 from torchrl_ddpg import checks, functional
+from torchrl_ddpg.batch import Batch
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 
 
@@ -20,62 +22,85 @@ class ClippedDoubleQLoss(DeterministicPolicyLoss):
 
     @dataclass
     class _AcceptedKeys(DeterministicPolicyLoss._AcceptedKeys):
-        """The entries of a batch that ``set_keys`` can rename; the action's is the one that the actor writes."""
+        """The entries of a batch that ``set_keys`` can rename.
+
+        ``action`` is accepted as in TorchRL and without effect: the networks say which entry the action is.
+        """
 
         action: NestedKey = "action"
 
     default_keys = _AcceptedKeys
     critic_name = "qvalue_network"
     critic_loss_key = "loss_qvalue"
+    critic_method = "qvalue_loss"
+    actor_method = "actor_loss"
 
     def __init__(
         self,
         actor_network: TensorDictModuleBase,
         qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         *,
-        num_qvalue_nets: int,
-        policy_noise: float,
-        noise_clip: float,
-        delay_actor: bool,
-        delay_qvalue: bool,
-        gamma: None,
-        priority_key: None,
-        deactivate_vmap: bool,
-        **options: Any,
+        action_spec: TensorSpec | None = None,
+        bounds: Sequence[float | Tensor] | None = None,
+        num_qvalue_nets: int = 2,
+        policy_noise: float = 0.2,
+        noise_clip: float = 0.5,
+        loss_function: str = "smooth_l1",
+        delay_actor: bool = True,
+        delay_qvalue: bool = True,
+        gamma: None = None,
+        priority_key: None = None,
+        separate_losses: bool = False,
+        reduction: str | None = None,
+        deactivate_vmap: bool = False,
+        use_prioritized_weights: str | bool = "auto",
+        priority: str = "absolute",
+        weigh_actor: bool = False,
     ) -> None:
-        owner = type(self).__name__
-        checks.no_gamma(owner, gamma)
-        checks.no_priority_key(owner, priority_key)
-        checks.one_of_bounds(owner, options["action_spec"], options["bounds"])
+        if priority_key is not None:
+            raise TypeError(f"the priority's name is set with loss.set_keys(priority={priority_key!r}).")
+        if action_spec is None and bounds is None:
+            raise ValueError("neither action_spec nor bounds is given; accepted: one of them, but not both.")
         super().__init__(
             actor_network,
             qvalue_network,
-            delayed={"actor_network": delay_actor, "qvalue_network": delay_qvalue},
             num_critics=("num_qvalue_nets", num_qvalue_nets),
-            **options,
+            loss_function=loss_function,
+            delay_actor=delay_actor,
+            delay_critic=delay_qvalue,
+            gamma=gamma,
+            separate_losses=separate_losses,
+            reduction=reduction,
+            use_prioritized_weights=use_prioritized_weights,
+            priority=priority,
+            weigh_actor=weigh_actor,
+            action_spec=action_spec,
+            bounds=bounds,
         )
-        self.delay_actor, self.delay_qvalue, self.num_qvalue_nets = delay_actor, delay_qvalue, num_qvalue_nets
-        self.policy_noise = checks.finite(owner, "policy_noise", policy_noise, at_least=0)
-        self.noise_clip = checks.finite(owner, "noise_clip", noise_clip, at_least=0)
-        self.deactivate_vmap = checks.boolean(owner, "deactivate_vmap", deactivate_vmap)
+        if not bool((self.max_action - self.min_action).isfinite().all()):
+            raise ValueError("the action has no finite range, which the smoothing noise is scaled by; give bounds.")
+        self.policy_noise = checks.finite("policy_noise", policy_noise, at_least=0)
+        self.noise_clip = checks.finite("noise_clip", noise_clip, at_least=0)
+        self.deactivate_vmap = checks.boolean("deactivate_vmap", deactivate_vmap)
 
-    def _bounded(self, action: Tensor) -> Tensor:
-        checks.bounds_fit(self._owner, self.action_keys[0], action, self.min_action, self.max_action)
-        noise = torch.randn_like(action)
+    def bound_target_action(self, action: Tensor) -> Tensor:
+        """The smoothed target action, within its range."""
+        low, high = self.min_action.to(action.dtype), self.max_action.to(action.dtype)
         scale = {"policy_noise": self.policy_noise, "noise_clip": self.noise_clip}
-        return functional.smooth_target_action(action, noise, self.min_action, self.max_action, **scale)
+        return functional.smooth_target_action(action, torch.randn_like(action), low, high, **scale)
 
-    def _combined(self, values: Tensor) -> Tensor:
-        return functional.clipped_double_q(values)
+    def next_state_value(self, values: list[Tensor], action: Tensor, batch: Batch) -> Tensor:
+        """The lowest of the critics' values."""
+        return functional.clipped_double_q(torch.stack(values))
 
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Any]]:
         """TorchRL's name of :meth:`loss_actor`."""
         return self.loss_actor(tensordict)
 
-    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Any]]:
         """TorchRL's name of :meth:`loss_value`, in TD3."""
         return self.loss_value(tensordict)
 
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Any]]:
         """TorchRL's name of :meth:`loss_value`, in TD3+BC."""
-        return self.loss_value(tensordict)
+        return self.value_loss(tensordict)

@@ -11,8 +11,9 @@ from torchrl.data import TensorSpec
 from torchrl.objectives import ValueEstimators
 
 from torchrl_ddpg import checks, functional
+from torchrl_ddpg.batch import Batch, Transition
+from torchrl_ddpg.checks import BatchError
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
-from torchrl_ddpg.losses.batch import Batch
 
 
 class D4PGLoss(DeterministicPolicyLoss):
@@ -98,13 +99,18 @@ class D4PGLoss(DeterministicPolicyLoss):
         priority: str = "absolute",
         weigh_actor: bool = False,
     ) -> None:
-        owner = type(self).__name__
-        checks.no_gamma(owner, gamma)
-        checks.support(owner, v_min, v_max, num_atoms)
+        checks.finite("v_min", v_min)
+        checks.finite("v_max", v_max)
+        if v_min >= v_max:
+            raise ValueError(f"v_min is {v_min!r}, v_max is {v_max!r}; accepted: v_min below v_max.")
+        checks.positive_int("num_atoms", num_atoms, at_least=2)
         super().__init__(
             actor_network,
             value_network,
-            delayed={"actor_network": delay_actor, "value_network": delay_value},
+            num_critics=("num_value_nets", num_value_nets),
+            delay_actor=delay_actor,
+            delay_critic=delay_value,
+            gamma=gamma,
             separate_losses=separate_losses,
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
@@ -112,40 +118,46 @@ class D4PGLoss(DeterministicPolicyLoss):
             weigh_actor=weigh_actor,
             action_spec=action_spec,
             bounds=bounds,
-            num_critics=("num_value_nets", num_value_nets),
         )
-        self.delay_actor, self.delay_value, self.num_value_nets = delay_actor, delay_value, num_value_nets
         self.v_min, self.v_max, self.num_atoms = v_min, v_max, num_atoms
-        self._register_constant("support", torch.linspace(v_min, v_max, num_atoms))
-
-    def _combined(self, values: Tensor) -> Tensor:
-        if values.shape[-1] != self.num_atoms:
-            raise checks.not_atoms(self._owner, self.tensor_keys.state_action_value, values[0], self.num_atoms)
-        return functional.lower_mean_distribution(values.softmax(-1), self._atoms)
+        self._register_constant("support", torch.linspace(v_min, v_max, num_atoms, dtype=torch.float64))
 
     @property
     def _atoms(self) -> Tensor:
         return self.support.to(self._dtype)
 
-    def _targets(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        reward, _, terminated, steps = batch.transition(self._dtype)
-        probabilities = self._next_value(batch, terminated)
-        if probabilities.shape[:-1] != reward.shape[:-1] or reward.shape[-1] != 1:
-            self._like_reward(self._expected_target(probabilities), reward)
-        # Where the episode has ended all atoms fall on the reward; what the network said there may be NaN.
-        probabilities = probabilities.masked_fill(terminated, 1 / self.num_atoms)
+    def next_state_value(self, values: list[Tensor], action: Tensor, batch: Batch) -> Tensor:
+        """The probabilities of the distribution with the lowest mean."""
+        if values[0].shape[-1] != self.num_atoms:
+            raise BatchError(
+                f"the critic's {self.tensor_keys.state_action_value!r} has shape {list(values[0].shape)}; accepted: "
+                f"logits [*B, num_atoms], with num_atoms={self.num_atoms}."
+            )
+        return functional.lower_mean_distribution(torch.stack(values).softmax(-1), self._atoms)
+
+    def critic_target(
+        self, next_value: Tensor, transition: Transition, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The target distribution, moved and projected onto the atoms."""
+        reward, _, terminated, steps = transition
+        if reward.shape[-1] != 1:
+            self._check_value(self.expected_target(next_value), reward)
+        # Where the episode has ended all atoms fall on the reward.
+        probabilities = next_value.masked_fill(terminated, 1 / self.num_atoms)
         discount = functional.discount(self.value_estimator.gamma, terminated, steps).to(self._dtype)
         atoms = reward + discount * self._atoms
+        outside = ((atoms < self._atoms[0]) | (atoms > self._atoms[-1])) * probabilities
         target = functional.categorical_projection(atoms, probabilities, self._atoms)
-        outside = ((atoms < self.v_min) | (atoms > self.v_max)) * probabilities
-        return target.detach(), self._report("target_outside_support", batch, outside.sum(-1, keepdim=True))
+        return target, {"target_outside_support": outside.sum(-1, keepdim=True)}
 
-    def _compare(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        error = functional.td_error(self._expected(prediction.detach()), self._expected_target(target))
-        return functional.categorical_td_loss(prediction, target).unsqueeze(-1), error
+    def critic_sample_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Cross entropies of the predicted distribution to the target."""
+        return functional.categorical_td_loss(prediction, target).unsqueeze(-1)
 
-    def _expected(self, values: Tensor) -> Tensor:
+    def expected_value(self, values: Tensor) -> Tensor:
+        """The mean of the distribution whose logits the critic writes."""
         return functional.expected_value(values.softmax(-1), self._atoms)
 
-    def _expected_target(self, target: Tensor) -> Tensor:
+    def expected_target(self, target: Tensor) -> Tensor:
+        """The mean of the target distribution."""
         return functional.expected_value(target, self._atoms)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torchrl.data import TensorSpec
 from torchrl.modules import ActorCriticWrapper
 
-from torchrl_ddpg import checks
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 
 
@@ -17,8 +16,8 @@ class DDPGLoss(DeterministicPolicyLoss):
     r"""DDPG: :math:`L_Q = \frac1N \sum w\, \ell(Q(s, a), y)` and :math:`L_\mu = -\frac1N \sum Q(s, \mu(s))`.
 
     The target :math:`y = r + \gamma^n (1 - d)\, Q'(s', \mu'(s'))` comes from target networks that a ``SoftUpdate`` or
-    ``HardUpdate`` moves. Gradient of :math:`L_Q` reaches the critic alone, of :math:`L_\mu` the actor alone. It stands
-    where ``torchrl.objectives.DDPGLoss`` stands; what differs is listed in the documentation.
+    ``HardUpdate`` moves. Gradient of :math:`L_Q` reaches the critic alone, of :math:`L_\mu` the actor alone. It is
+    a drop-in replacement for ``torchrl.objectives.DDPGLoss``; the documentation lists the differences.
 
     Args:
         actor_network: a TensorDict module that writes the action; initialised (lazy layers have seen data).
@@ -101,12 +100,13 @@ class DDPGLoss(DeterministicPolicyLoss):
         priority: str = "absolute",
         weigh_actor: bool = False,
     ) -> None:
-        checks.no_gamma(type(self).__name__, gamma)
         super().__init__(
             actor_network,
             value_network,
             loss_function=loss_function,
-            delayed={"actor_network": delay_actor, "value_network": delay_value},
+            delay_actor=delay_actor,
+            delay_critic=delay_value,
+            gamma=gamma,
             separate_losses=separate_losses,
             reduction=reduction,
             use_prioritized_weights=use_prioritized_weights,
@@ -115,9 +115,11 @@ class DDPGLoss(DeterministicPolicyLoss):
             action_spec=action_spec,
             bounds=bounds,
         )
-        self.delay_actor, self.delay_value = delay_actor, delay_value
 
     @property
     def actor_critic(self) -> ActorCriticWrapper:
         """Actor and critic in one module, as TorchRL's loss has it."""
         return ActorCriticWrapper(self.actor_network, self.value_network)
+
+    def _value_network(self) -> ActorCriticWrapper:
+        return self.actor_critic

@@ -1,22 +1,22 @@
-"""One network of a loss: the user's module with its live parameters, and the private copy that holds the targets."""
+"""One network of a loss in its three uses: online, frozen (no gradient to its parameters) and target."""
 
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_ddpg import checks
-from torchrl_ddpg.losses.calls import Entries, run, run_detached
+from torchrl_ddpg.losses.calls import Entries, run, run_with
+from torchrl_ddpg.losses.twins import Body, Place, TwinError, places
 
-# What a module's or a loss's settings are made of: a rate of dropout, a mode, the name of a distance.
-PLAIN = (bool, int, float, str, type(None))
+Use = Literal["online", "frozen", "target"]
 
 
 def named_leaves(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -35,147 +35,191 @@ def live_params(module: nn.Module, held_out: Iterable[nn.Parameter] = ()) -> Ten
     return params
 
 
-def target_params(params: TensorDictParams) -> TensorDictParams:
-    """A copy of ``params`` that holds buffers alone: nothing in it can be trained."""
-    copies = params.apply(lambda leaf: nn.Buffer(leaf.data.clone()), filter_empty=False)
-    return TensorDictParams(copies, no_convert=True)
+def target_params(params: TensorDictParams, values: TensorDictParams | None = None) -> TensorDictParams:
+    """Buffers, so that nothing can be trained, that start as copies of ``params`` or take their ``values``.
 
+    What ``params`` holds under several names is one target.
+    """
+    made: dict[int, Tensor] = {}
 
-def _kept(module: nn.Module) -> Iterator[Tensor]:
-    """Tensors with a graph that a module keeps as attributes (activations, a pruned weight); deepcopy refuses them."""
-    for part in module.modules():
-        for value in vars(part).values():
-            for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(tensor, Tensor) and not tensor.is_leaf:
-                    yield tensor
+    def target(leaf: Tensor, value: Tensor | None = None) -> Tensor:
+        value = nn.Buffer(leaf.data.clone()) if value is None else value
+        return made.setdefault(id(leaf), value)
+
+    others = () if values is None else (values,)
+    return TensorDictParams(params.apply(target, *others, filter_empty=False), no_convert=True)
 
 
 class Network:
-    """A network in its three uses: online, frozen (no gradient to its parameters) and target (no gradient at all).
+    """One network, or several critics, as the loss runs it.
 
-    Online and frozen passes run the user's own module, so they see its parameters whatever was done to them since:
-    an optimizer step, ``load_state_dict``, ``p.data = ...``. The target pass runs a private copy of the module whose
-    parameters *are* the target tensors, so nothing is swapped in or out and no exception can leave a network without
-    its parameters.
+    An online pass runs the user's own module. A frozen or target pass runs a twin of it, whose parameters are detached
+    views of the live ones, or the targets. Nothing is copied or switched, so nothing goes stale, whatever is set on the
+    module later, and no exception, interrupt or other thread can find a module without its parameters.
+
+    Args:
+        name: what the loss calls it.
+        module: the user's module, or an ``nn.ModuleList`` of critics.
+        params: its live parameters and buffers, as the loss presents them.
+        targets: the targets, or None where they are the live ones.
+        held_out: parameters that the online pass does not train.
     """
 
     def __init__(
         self,
-        module: TensorDictModuleBase,
+        name: str,
+        module: nn.Module,
         params: TensorDictParams,
         targets: TensorDictParams | None,
         held_out: Iterable[nn.Parameter] = (),
     ) -> None:
-        self.module = module
-        held = {id(parameter) for parameter in held_out}
+        self.name, self.module, self.params, self.targets = name, module, params, targets
+        self.parts: Sequence[TensorDictModuleBase] = list(module) if isinstance(module, nn.ModuleList) else [module]
+        self._held = {id(parameter) for parameter in held_out}
         registered = dict(named_leaves(params))
-        self._slots: list[tuple[dict, str, dict, str]] = []
-        self._held_out: list[nn.Parameter] = []
-        self._buffer_slots: list[tuple[dict, str, Tensor]] = []
-        self._parts = list(module.modules())
-        values = [vars(part) for part in self._parts]
-        self._attributes = [(own, name) for own in values for name in own if isinstance(own[name], PLAIN)]  # modes too
-        self._children = [(part._modules, name, child) for part in self._parts for name, child in part._modules.items()]
-        for name, leaf in named_leaves(module):
-            owner, _, attribute = name.rpartition(".")
-            owner_module = module.get_submodule(owner)
-            if not isinstance(leaf, nn.Parameter):
-                owner_module._buffers[attribute] = registered[name]
-                self._buffer_slots.append((owner_module._buffers, attribute, registered[name]))
-            elif id(leaf) in held:
-                self._held_out.append(leaf)
+        self._parameters: list[tuple[str, Place]] = []
+        self._buffers: list[tuple[str, Place, Tensor]] = []
+        for leaf_name, place, leaf in places(module):
+            if isinstance(leaf, nn.Parameter):
+                self._parameters.append((leaf_name, place))
             else:
-                self._slots.append((owner_module._parameters, attribute, params._parameters, name))
-        self._make_target(targets)
+                getattr(place[0], place[1])[place[2]] = registered[leaf_name]
+                self._buffers.append((leaf_name, place, registered[leaf_name]))
+        self.known = {id(parameter): leaf_name for leaf_name, parameter in module.named_parameters()}
+        self._shape = self._structure()
+        self._holders: dict[str, list[tuple[dict[str, Any], str, tuple[str, ...]]]] = {}
+        self._roots: dict[str, list[Any]] = {}
+        self._renewals: dict[str, list[tuple[dict[str, Tensor], str, dict, str, bool]]] = {}
+        self.why_no_twin = ""
+        try:
+            self._build_bodies()
+        except TwinError as error:
+            self.why_no_twin = str(error)
 
-    def _make_target(self, targets: TensorDictParams | None) -> None:
-        self.target, self._modes = self.module, []
-        self._parameter_pairs: list[tuple[dict, str, Tensor]] = []
-        self._buffer_pairs: list[tuple[dict, str, Tensor]] = []
-        self._target_slots: list[tuple[dict, str, dict, str]] = []
-        if targets is None:
-            return
-        target_of = dict(targets.named_buffers())
-        leaves = dict(named_leaves(self.module))
-        # deepcopy takes from its memo what is already copied: the target tensors stand in for the parameters.
-        kept = {id(value): value.detach() for value in _kept(self.module)}
-        self.target = copy.deepcopy(self.module, {**kept, **{id(leaf): target_of[n] for n, leaf in leaves.items()}})
-        self._modes = list(zip(self._parts, self.target.modules(), strict=True))
-        for name, leaf in leaves.items():
-            owner, _, attribute = name.rpartition(".")
-            source, copied = self.module.get_submodule(owner), self.target.get_submodule(owner)
-            is_parameter = isinstance(leaf, nn.Parameter)
-            slot, pairs = ("_parameters", self._parameter_pairs) if is_parameter else ("_buffers", self._buffer_pairs)
-            getattr(copied, slot)[attribute] = target_of[name]  # parameters that share a leaf keep a target each
-            if getattr(copied, slot).get(attribute) is target_of[name]:
-                self._target_slots.append((getattr(copied, slot), attribute, targets._buffers, name))
-            pairs.append((getattr(source, slot), attribute, target_of[name]))
-        if any(isinstance(part, TensorDictParams) for part in self.target.modules()):
-            targets.to_module(self.target)  # parameters inside a TensorDictParams, as vmap'd networks have them
+    def _build_bodies(self) -> None:
+        uses: list[Use] = ["frozen", *(("target",) if self.targets is not None else ()), *(("online",) * bool(self._held))]
+        for use in uses:
+            body = Body(self.module)
+            root = body.root
+            self._roots[use] = list(root) if isinstance(self.module, nn.ModuleList) else [root]
+            renewals = []
+            for name, place in self._parameters:
+                module, slot, own_name = place
+                source = module._parameters if use != "target" else self.targets._buffers  # type: ignore[union-attr]
+                source_name = own_name if use != "target" else name
+                detach = use == "frozen" or id(module._parameters[own_name]) in self._held
+                renewals.append((body.home(place), own_name, source, source_name, use != "target" and detach))
+            if use == "target":
+                for name, place, _ in self._buffers:
+                    renewals.append((body.home(place), place[2], self.targets._buffers, name, False))  # type: ignore[union-attr]
+            self._renewals[use] = renewals
+            self._holders[use] = body.holders
 
-    def replaced(self) -> str | None:
-        """The name of a parameter or submodule that the module no longer shares with the loss, or None."""
-        for owner, attribute, registry, name in self._slots:
-            if owner.get(attribute) is not registry.get(name):
-                return name
-        for children, name, child in self._children:
-            if children.get(name) is not child:
-                return name
-        return None
+    def _structure(self) -> list[tuple[dict, list[Any]]]:
+        parts = self.module.modules()
+        return [(own, list(own.values())) for part in parts for own in (part._modules, part._parameters)]
 
-    def held(self) -> list[Any]:
-        """What a recording holds of the network and Python can change without being told."""
-        held: list[Any] = [owner[name] for owner, name, _ in self._buffer_slots]
-        held += [owner[name].requires_grad for owner, name, _, _ in self._slots]
-        return held + [values.get(name) for values, name in self._attributes]
+    def has_changed(self) -> bool:
+        """Whether a submodule or a parameter was added, removed or replaced since the network was taken over."""
+        for own, values in self._shape:
+            if len(own) != len(values) or not all(map(operator.is_, own.values(), values)):
+                return True
+        return False
 
-    def unregistered(self) -> list[Tensor]:
-        """Tensors that modules, the target's too, keep as plain attributes."""
-        parts = {*self._parts, *self.target.modules()}
-        return [value for part in parts for value in vars(part).values() if isinstance(value, Tensor)]
+    def run(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int] = (0,)) -> list[Entries]:
+        """Run the network.
 
-    def targets_were_set(self) -> bool:
-        """Whether an entry of the target parameters was replaced by another tensor."""
-        return any(owner[name] is not registry.get(key) for owner, name, registry, key in self._target_slots)
+        Args:
+            use: ``"online"`` with gradient to its parameters, but for those held out; ``"frozen"`` with gradient to
+                its inputs alone; ``"target"`` without gradient, with the target parameters.
+            entries: what it reads, by key.
+            shape: the batch size, ``[*B]``.
+            parts: which of several critics.
+
+        Returns:
+            For each of them its entries, read and written.
+        """
+        if use == "online" and not self._held:
+            return [run(self.parts[part], dict(entries), shape) for part in parts]
+        if torch.compiler.is_compiling() or self.why_no_twin:
+            return self._swapped(use, entries, shape, parts)
+        at = "frozen" if use == "target" and self.targets is None else use
+        for own, name, source, source_name, detach in self._renewals[at]:
+            own[name] = source[source_name].detach() if detach else source[source_name]
+        for own, name, path in self._holders[at]:
+            own[name] = self._held_params(at, path)
+        outputs = [run(self._roots[at][part], dict(entries), shape) for part in parts]
+        if use == "target" and self._leads_back(outputs):
+            self.why_no_twin = "its forward reaches live parameters in another way than by the names of its submodules"
+            return self._swapped(use, entries, shape, parts)
+        return outputs
+
+    def _held_params(self, use: Use, path: tuple[str, ...]) -> Any:
+        """What a use puts in the place of a ``TensorDictParams``."""
+        if use == "target":
+            return self.targets.get(path)  # type: ignore[union-attr]
+        params = self.module.get_submodule(".".join(path))
+        every = use == "frozen"
+        return params.apply(lambda leaf: leaf.detach() if every or id(leaf) in self._held else leaf)
+
+    def _leads_back(self, outputs: list[Entries]) -> bool:
+        """Whether a pass without a live parameter has met one: a list of submodules, say, that the module keeps."""
+        written = [output.get(key) for output in outputs for key in self.parts[0].out_keys]
+        return any(isinstance(value, Tensor) and value.requires_grad for value in written)
+
+    def _swapped(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int]) -> list[Entries]:
+        if torch.compiler.is_compiling():  # TensorDict's way can be traced
+            params = self.targets if use == "target" and self.targets is not None else self.params
+            params = params if use == "online" else params.detach()
+            of = [params.get(str(part)) if isinstance(self.module, nn.ModuleList) else params for part in parts]
+            outputs = []
+            for part, values in zip(parts, of, strict=True):
+                with values.to_module(self.parts[part]):
+                    outputs.append(run(self.parts[part], dict(entries), shape))
+            return outputs
+        with torch.set_grad_enabled(torch.is_grad_enabled() and use != "target"):
+            return [run_with(self.parts[part], self._leaves(use, part), entries, shape) for part in parts]
+
+    def _leaves(self, use: Use, part: int) -> dict[str, Tensor]:
+        """The leaves that a use puts in the place of a critic's own, by the names that they have in it."""
+        prefix = f"{part}." if isinstance(self.module, nn.ModuleList) else ""
+        leaves: dict[str, Tensor] = {}
+        if use == "target" and self.targets is not None:
+            buffers = self.targets._buffers
+            leaves = {name: buffers[name] for name, *_ in (*self._parameters, *self._buffers)}  # type: ignore[misc]
+        else:
+            for name, (module, _, own_name) in self._parameters:
+                parameter = module._parameters[own_name]
+                if use != "online" or id(parameter) in self._held:
+                    leaves[name] = parameter.detach()
+        return {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
 
     def save_buffers(self) -> None:
-        """Bring buffers that the module has assigned anew back into the tensors that the loss saves and loads."""
-        for owner, name, registered in self._buffer_slots:
-            if owner[name] is not registered and owner[name].shape == registered.shape:
-                registered.data.copy_(owner[name])
-                owner[name] = registered
+        """Bring what lies elsewhere by now back into the tensors that the loss saves and loads.
 
-    def online(self, entries: Entries, shape: torch.Size) -> Entries:
-        """Run the module with gradient to its parameters, but for those that only the actor's loss trains."""
-        return run_detached(self.module, self._held_out, entries, shape)
-
-    def frozen(self, entries: Entries, shape: torch.Size) -> Entries:
-        """Run the module with gradient to its inputs and none to its parameters."""
-        return run_detached(self.module, self._live(), entries, shape)
-
-    def without_grad(self, entries: Entries, shape: torch.Size) -> Entries:
-        """Run the target network, in the module's train or eval mode, without gradient."""
-        self._follow_modes()
-        with torch.no_grad():
-            return run(self.target, entries, shape)
-
-    def _live(self) -> list[nn.Parameter]:
-        return [owner[name] for owner, name, _, _ in self._slots] + self._held_out
-
-    def _follow_modes(self) -> None:
-        for source, copied in self._modes:
-            if copied.training is not source.training:
-                copied.training = source.training
+        That is, buffers that the module has assigned anew, and parameters held out whose storage has moved.
+        """
+        for _, (module, slot, name), registered in self._buffers:
+            value = getattr(module, slot)[name]
+            if value is not None and value is not registered and value.shape == registered.shape:
+                registered.data.copy_(value)
+                getattr(module, slot)[name] = registered
+        for name, (module, slot, own_name) in self._parameters:
+            parameter, shown = getattr(module, slot)[own_name], self.params._buffers.get(name)
+            if id(parameter) in self._held and shown is not None and shown.data_ptr() != parameter.data_ptr():
+                shown.data = parameter.data
 
     def pairs(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
         """Targets and their live sources, of ``kind`` ``"parameters"`` or ``"buffers"``; empty without delay."""
-        slots = self._parameter_pairs if kind == "parameters" else self._buffer_pairs
-        return [target for _, _, target in slots], [owner[attribute] for owner, attribute, _ in slots]
-
-    def reset(self) -> None:
-        """Draw new parameters with each layer's own ``reset_parameters``; a target becomes a copy of them."""
-        self.module.reset_parameters_recursive()
-        self.sync()
+        if self.targets is None:
+            return [], []
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        named = self.module.named_parameters if kind == "parameters" else self.module.named_buffers
+        for name, source in named(remove_duplicate=False):
+            target = self.targets._buffers.get(name)
+            if target is not None:
+                found[id(target)] = (target, source)
+        return [target for target, _ in found.values()], [source for _, source in found.values()]
 
     def sync(self) -> None:
         """Copy the module's parameters and buffers into the target."""
@@ -184,40 +228,10 @@ class Network:
                 target.data.copy_(source.data)
 
 
-class Ensemble(Network):
-    """Several critics: what they write is stacked along a first dimension; frozen, only the first one runs."""
-
-    def online(self, entries: Entries, shape: torch.Size) -> Entries:
-        """Run every critic, each on entries of its own."""
-        return self._stacked(run_detached(critic, self._held_out, dict(entries), shape) for critic in self.module)
-
-    def frozen(self, entries: Entries, shape: torch.Size) -> Entries:
-        """Run the first critic with gradient to its inputs and none to its parameters."""
-        return run_detached(self.module[0], self._live(), entries, shape)
-
-    def without_grad(self, entries: Entries, shape: torch.Size) -> Entries:
-        """Run every target critic without gradient."""
-        self._follow_modes()
-        with torch.no_grad():
-            return self._stacked(run(critic, dict(entries), shape) for critic in self.target)
-
-    def _stacked(self, outputs: Iterable[Entries]) -> Entries:
-        outputs = list(outputs)
-        written = {key: [output[key] for output in outputs] for key in self.module[0].out_keys}
-        return {key: torch.stack(values) for key, values in written.items() if isinstance(values[0], Tensor)}
-
-    def reset(self) -> None:
-        """Draw new parameters for every critic; targets become copies of them."""
-        for critic in self.module:
-            critic.reset_parameters_recursive()
-        self.sync()
-
-
-def ensemble(owner: str, critic: TensorDictModuleBase, count: int, kept: Iterable[nn.Parameter]) -> nn.ModuleList:
+def ensemble(critic: TensorDictModuleBase, count: int, kept: Iterable[nn.Parameter]) -> nn.ModuleList:
     """The critic itself and copies of it that their layers' own ``reset_parameters`` initialise anew.
 
     Args:
-        owner: the loss's name, for messages.
         critic: the first critic, which keeps its parameters.
         count: how many critics in all.
         kept: parameters that the critic shares with the actor; the copies share them too.
@@ -237,18 +251,9 @@ def ensemble(owner: str, critic: TensorDictModuleBase, count: int, kept: Iterabl
             parameter.data.copy_(before[key])
         own = [(p, q) for p, q in zip(critic.parameters(), other.parameters(), strict=True) if p is not q]
         if own and all(torch.equal(p, q) for p, q in own):
-            raise checks.equal_critics(owner, count)
+            raise ValueError(
+                f"no layer of the critic draws new parameters in reset_parameters, so {count} copies would be equal; "
+                f"accepted: a list of {count} critics, each with its own initialisation."
+            )
         critics.append(other)
     return nn.ModuleList(critics)
-
-
-def convert(params: TensorDictParams, fn: Callable[[Tensor], Tensor]) -> TensorDictParams:
-    """``params`` with ``fn`` applied to every leaf, where a leaf cannot be changed in place (to and from meta)."""
-
-    def moved(leaf: Tensor) -> Tensor:
-        value = fn(leaf.data)
-        if isinstance(leaf, nn.Parameter):
-            return nn.Parameter(value, requires_grad=leaf.requires_grad)
-        return nn.Buffer(value)
-
-    return TensorDictParams(params.apply(moved, filter_empty=False, device=None), no_convert=True)

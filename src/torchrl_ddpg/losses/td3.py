@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
-from torchrl.data import TensorSpec
-
 from torchrl_ddpg.losses.clipped_double_q import ClippedDoubleQLoss
 
 
@@ -68,46 +62,3 @@ class TD3Loss(ClippedDoubleQLoss):
         "next_state_value",
         "target_value",
     )
-
-    def __init__(
-        self,
-        actor_network: TensorDictModuleBase,
-        qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
-        *,
-        action_spec: TensorSpec | None = None,
-        bounds: Sequence[float | Tensor] | None = None,
-        num_qvalue_nets: int = 2,
-        policy_noise: float = 0.2,
-        noise_clip: float = 0.5,
-        loss_function: str = "smooth_l1",
-        delay_actor: bool = True,
-        delay_qvalue: bool = True,
-        gamma: None = None,
-        priority_key: None = None,
-        separate_losses: bool = False,
-        reduction: str | None = None,
-        deactivate_vmap: bool = False,
-        use_prioritized_weights: str | bool = "auto",
-        priority: str = "absolute",
-        weigh_actor: bool = False,
-    ) -> None:
-        super().__init__(
-            actor_network,
-            qvalue_network,
-            action_spec=action_spec,
-            bounds=bounds,
-            num_qvalue_nets=num_qvalue_nets,
-            policy_noise=policy_noise,
-            noise_clip=noise_clip,
-            loss_function=loss_function,
-            delay_actor=delay_actor,
-            delay_qvalue=delay_qvalue,
-            gamma=gamma,
-            priority_key=priority_key,
-            separate_losses=separate_losses,
-            reduction=reduction,
-            deactivate_vmap=deactivate_vmap,
-            use_prioritized_weights=use_prioritized_weights,
-            priority=priority,
-            weigh_actor=weigh_actor,
-        )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from tensordict import NestedKey
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.data import TensorSpec
 
 from torchrl_ddpg import checks, functional
-from torchrl_ddpg.losses.batch import Batch
+from torchrl_ddpg.batch import Batch
+from torchrl_ddpg.checks import BatchError
 from torchrl_ddpg.losses.clipped_double_q import ClippedDoubleQLoss
 
 
@@ -26,23 +26,8 @@ class TD3BCLoss(ClippedDoubleQLoss):
         qvalue_network: a TensorDict module that reads the action and writes ``"state_action_value"``, ``[*B, 1]``, or
             a list of ``num_qvalue_nets`` of them. A single one keeps its parameters and is the first critic; the
             others are copies that its layers' own ``reset_parameters`` initialise anew. All are trained.
-        action_spec: the action's bounded spec, or the environment's composite one.
-        bounds: ``(low, high)`` in place of ``action_spec``: numbers or tensors that broadcast to the action.
-        num_qvalue_nets: number of critics (2).
-        policy_noise: standard deviation of the smoothing noise, in units of half the action's range (0.2).
-        noise_clip: its largest magnitude, in the same units (0.5).
         alpha: :math:`\alpha`, weight of the value against the imitation, above 0 (2.5).
-        loss_function: :math:`\ell`: ``"smooth_l1"`` (TorchRL's default), ``"l2"`` (the paper's) or ``"l1"``.
-        delay_actor: whether the target actor is a slowly moving copy (default True).
-        delay_qvalue: whether the target critics are slowly moving copies (default True).
-        gamma: not accepted here; see ``make_value_estimator``.
-        priority_key: not accepted here; see ``set_keys``.
-        separate_losses: if True, layers that actor and critics share are trained by the actor's loss alone.
-        reduction: ``"mean"`` (default), ``"sum"``, or ``"none"`` for per-sample losses ``[*B]``.
-        deactivate_vmap: accepted as TorchRL does, without effect: the critics are run one after the other.
-        use_prioritized_weights: whether ``priority_weight`` weighs the critics' loss: ``"auto"``, True or False.
-        priority: what is written for prioritised replay, ``"absolute"`` (:math:`\max_i |\delta_i|`) or ``"squared"``.
-        weigh_actor: whether the weights weigh the actor's loss too (default False).
+        **options: all those of :class:`TD3Loss`, with the same defaults, such as ``action_spec`` or ``bounds``.
 
     Raises:
         TypeError: if a network is not a TensorDict module, or an option has the wrong type.
@@ -80,57 +65,24 @@ class TD3BCLoss(ClippedDoubleQLoss):
         actor_network: TensorDictModuleBase,
         qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         *,
-        action_spec: TensorSpec | None = None,
-        bounds: Sequence[float | Tensor] | None = None,
-        num_qvalue_nets: int = 2,
-        policy_noise: float = 0.2,
-        noise_clip: float = 0.5,
         alpha: float = 2.5,
-        loss_function: str = "smooth_l1",
-        delay_actor: bool = True,
-        delay_qvalue: bool = True,
-        gamma: None = None,
-        priority_key: None = None,
-        separate_losses: bool = False,
-        reduction: str | None = None,
-        deactivate_vmap: bool = False,
-        use_prioritized_weights: str | bool = "auto",
-        priority: str = "absolute",
-        weigh_actor: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            actor_network,
-            qvalue_network,
-            action_spec=action_spec,
-            bounds=bounds,
-            num_qvalue_nets=num_qvalue_nets,
-            policy_noise=policy_noise,
-            noise_clip=noise_clip,
-            loss_function=loss_function,
-            delay_actor=delay_actor,
-            delay_qvalue=delay_qvalue,
-            gamma=gamma,
-            priority_key=priority_key,
-            separate_losses=separate_losses,
-            reduction=reduction,
-            deactivate_vmap=deactivate_vmap,
-            use_prioritized_weights=use_prioritized_weights,
-            priority=priority,
-            weigh_actor=weigh_actor,
-        )
-        self.alpha = checks.finite(self._owner, "alpha", alpha, above=0)
+        super().__init__(actor_network, qvalue_network, **options)
+        self.alpha = checks.finite("alpha", alpha, above=0)
+        self.extra_keys = self.action_keys[:1]  # to imitate
+        self._wire()
 
-    def _actor_loss(self, value: Tensor, action: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        taken = batch.current(self.action_keys[:1])[self.action_keys[0]]
+    def actor_sample_losses(self, value: Tensor, action: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The value of the actor's action, scaled, against its distance to the batch's."""
+        taken = batch.get(self.action_keys[0])
+        if taken.shape != action.shape:
+            raise BatchError(
+                f"{self.action_keys[0]!r} has shape {list(taken.shape)} in the batch, the actor writes "
+                f"{list(action.shape)}; accepted: one shape."
+            )
         depth, value = value.ndim, batch.samples(value)
-        checks.same_action(self._owner, self.action_keys[0], taken, action)
-        mask = batch.mask_like(value)
         loss, imitation, lmbda = functional.behaviour_cloning_loss(
-            value, action, taken.to(action.dtype), self.alpha, mask
+            value, action, taken.to(action.dtype), self.alpha, batch.mask_like(value)
         )
-        loss = loss if loss.ndim == depth else loss.unsqueeze(-1)
-        return loss, {"bc_loss": functional.reduce(imitation.detach(), mask=mask), "lmbd": lmbda}
-
-    @property
-    def _actor_keys(self) -> list[NestedKey]:
-        return [*self._observed_keys, self.action_keys[0]]
+        return loss if loss.ndim == depth else loss.unsqueeze(-1), {"bc_loss": imitation, "lmbd": lmbda}

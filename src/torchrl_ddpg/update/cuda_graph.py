@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from tensordict import NestedKey
+from tensordict import TensorDictBase
 from torch import Tensor
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
+from torchrl_ddpg.batch import Batch, write
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
-from torchrl_ddpg.losses.batch import Batch
-from torchrl_ddpg.recordings import Recordings, Tensors, leaves
+from torchrl_ddpg.update.recordings import Form, Recordings, Watch
+
+Tensors = dict[Any, Tensor]
 
 # Calls before a recording: lazy initialisation, compilation and the optimizers' state must not become part of it.
 WARM_UP = 3
@@ -37,7 +39,7 @@ class CudaGraph:
         self.function, self.stream, self.calls = function, stream, 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Tensors = {}
-        self.names: list[NestedKey] = []
+        self.names: list[Any] = []
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """Call the function, or replay what it does."""
@@ -75,11 +77,10 @@ class CudaGraph:
 
 
 class RecordedStep:
-    """An update as CUDA graphs: one for each kind of batch, with the actor's part and without.
+    """An update as CUDA graphs: one for each form of batch, with the actor's part and without.
 
     Args:
-        owner: who asks, for messages.
-        update: the eager step, of a batch and whether the actor takes part.
+        update: the eager step, of a batch, what the loss has read of it, and whether the actor takes part.
         loss: the loss that it descends.
         optimizers: the actor's and the critic's, by their arguments' names; they are made capturable.
 
@@ -89,48 +90,49 @@ class RecordedStep:
 
     def __init__(
         self,
-        owner: str,
-        update: Callable[[Batch, bool], dict[str, Tensor]],
+        update: Callable[[TensorDictBase, Batch, bool], dict[str, Tensor]],
         loss: DeterministicPolicyLoss,
         optimizers: Mapping[str, Optimizer],
     ) -> None:
         device = next(loss.parameters()).device
         if device.type != _DEVICE_TYPE:
             raise ValueError(
-                f"{owner}: cuda_graph=True records on a CUDA device and the loss is on {device}; move the loss before "
+                f"cuda_graph=True records on a CUDA device and the loss is on {device}; move the loss before "
                 f"the optimizers are built, or leave cuda_graph out."
             )
-        self.owner, self.update, self.loss, self.optimizers = owner, update, loss, optimizers
+        self.update, self.loss, self.optimizers = update, loss, optimizers
         self._prepare()
-        self.graphs: Recordings[CudaGraph] = Recordings(self._held, self._prepare)
+        self.graphs: Recordings[CudaGraph] = Recordings(Watch(loss, self._held), self._prepare)
 
-    def __call__(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
+    def __call__(self, batch: TensorDictBase, read: Batch, with_actor: bool) -> dict[str, Tensor]:
         """Do one step."""
         self.graphs.refresh()
-        graph = self.graphs.of((batch.signature(), with_actor), lambda: self._graph(batch, with_actor))
+        graph = self.graphs.of((read.form(), with_actor), lambda: self._graph(batch, read, with_actor))
+        form = Form(batch)
         with torch.cuda.device_of(next(self.loss.parameters())):  # whose current stream waits
-            outputs = graph(leaves(batch.tensors()))
-        batch.write_priority(outputs.pop("priority"))
+            outputs = graph(dict(zip(form.keys, form.values(batch), strict=True)))
+        write(batch, {key[1]: outputs.pop(key) for key in list(outputs) if isinstance(key, tuple)})
         return outputs
 
-    def _graph(self, batch: Batch, with_actor: bool) -> CudaGraph:
-        like = batch.without_tensors()
+    def _graph(self, batch: TensorDictBase, read: Batch, with_actor: bool) -> CudaGraph:
+        form = Form(batch)
 
         def step(tensors: Tensors) -> Tensors:
-            copied = self.loss.batch(like.copy().update(tensors))
-            metrics = self.update(copied, with_actor)
-            return {**metrics, "priority": copied.source.get(self.loss.tensor_keys.priority)}
+            copied = form.filled(tensors.values())
+            metrics = self.update(copied, read, with_actor)
+            written = form.written(copied, tensors.values())
+            return {**metrics, **{("written", key): value for key, value in written.items()}}
 
         return CudaGraph(step, self.stream)
 
     def _prepare(self) -> None:
         self.stream = torch.cuda.Stream(next(self.loss.parameters()).device)
         for role, optimizer in self.optimizers.items():
-            make_capturable(self.owner, role, optimizer)
+            make_capturable(role, optimizer)
 
     def _held(self) -> list[Any]:
-        """What the graphs have recorded and Python can change: the loss's, addresses, the optimizers' numbers."""
-        held = self.loss.held()
+        """What the graphs hold beside the loss: addresses and the optimizers' numbers."""
+        held: list[Any] = []
         held += [tensor.data_ptr() for tensors in self.loss.target_pairs("parameters") for tensor in tensors]
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -139,7 +141,7 @@ class RecordedStep:
         return held
 
 
-def make_capturable(owner: str, role: str, optimizer: Optimizer) -> None:
+def make_capturable(role: str, optimizer: Optimizer) -> None:
     """Let a graph hold the optimizer's step: counts become tensors beside the parameters, and so do Adam's rates.
 
     Raises:
@@ -148,7 +150,7 @@ def make_capturable(owner: str, role: str, optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         if "capturable" not in group and type(optimizer) is not SGD:
             raise ValueError(
-                f"{owner}: cuda_graph=True cannot record {role}, a {type(optimizer).__name__}, which decides on the "
+                f"cuda_graph=True cannot record {role}, a {type(optimizer).__name__}, which decides on the "
                 f"host; accepted: an optimizer that takes capturable=True, such as torch.optim.Adam, or SGD."
             )
         if "capturable" in group:

@@ -1,39 +1,59 @@
-"""The part of a loss that owns networks: live and target parameters through moves, copies, loads and resets."""
+"""TorchRL's ``LossModule`` contract: live and target parameters through moves, copies, loads and resets."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
+from tensordict import NestedKey
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from torchrl_ddpg import checks
-from torchrl_ddpg.losses.networks import (
-    Ensemble,
-    Network,
-    convert,
-    ensemble,
-    live_params,
-    named_leaves,
-    target_params,
-)
+from torchrl_ddpg.losses.networks import Network, ensemble, live_params, named_leaves, target_params
 
 
 def _fingerprint(tensor: Tensor) -> float:
     """A number that changes when the values change or change places."""
-    if tensor.is_meta:
-        return math.nan
     flat = tensor.detach().cpu().double().nan_to_num().flatten()
     return float(flat @ torch.linspace(1, 2, len(flat), dtype=torch.float64))
 
 
-class NetworkOwner(LossModule):
-    """A ``LossModule`` with an actor and a critic, whose modules are never without their parameters."""
+def _network(name: str, module: Any) -> nn.Module:
+    """Return ``module`` if it is an initialised TensorDict module, or raise."""
+    if not isinstance(module, nn.Module) or not hasattr(module, "in_keys") or not hasattr(module, "out_keys"):
+        raise TypeError(
+            f"{name} is of type {type(module).__name__}; accepted: a TensorDictModule, which has in_keys "
+            f"and out_keys. Wrap it: TensorDictModule(module, in_keys=[...], out_keys=[...])."
+        )
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise TypeError(
+            f"{name} holds a TorchScript module, whose parameters cannot be exchanged for the targets; accepted: the "
+            f"Python module that it was made from, with UpdateStep(compile=True) for speed."
+        )
+    if any(nn.parameter.is_lazy(p) for p in [*module.parameters(), *module.buffers()]):
+        raise ValueError(
+            f"{name} has lazy layers that have not seen data yet, so its target network cannot be made. "
+            f"Run it once on a batch before building the loss: {name}(batch)."
+        )
+    if next(module.parameters(), None) is None:
+        raise ValueError(f"{name} has no parameters; accepted: a network that can be trained.")
+    return module
+
+
+class _NamesErrors(type(LossModule)):  # type: ignore[misc]
+    """Errors of construction begin with the name of the class that the user called."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with checks.named(cls.__name__):
+            return super().__call__(*args, **kwargs)
+
+
+class NetworkOwner(LossModule, metaclass=_NamesErrors):
+    """A ``LossModule`` with an actor and critics, whose modules are never without their parameters."""
 
     critic_name: ClassVar[str]
 
@@ -42,26 +62,29 @@ class NetworkOwner(LossModule):
         actor_network: TensorDictModuleBase,
         critic_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         *,
-        delayed: Mapping[str, bool],
+        delay_actor: bool,
+        delay_critic: bool,
         separate_losses: bool,
-        num_critics: tuple[str, int] | None = None,
+        num_critics: tuple[str, int] | None,
     ) -> None:
         super().__init__()
         self._forward_pre_hooks.clear()  # LossModule's own warns about missing updaters at every forward
-        owner = self._owner
-        self.separate_losses = checks.boolean(owner, "separate_losses", separate_losses)
-        self.__dict__["actor_network"] = checks.network(owner, "actor_network", actor_network)
+        self.separate_losses = checks.boolean("separate_losses", separate_losses)
+        self.__dict__["actor_network"] = _network("actor_network", actor_network)
         critics = self._critics(critic_network, num_critics)
         self.__dict__[self.critic_name] = critics[0] if isinstance(critics, nn.ModuleList) else critics
         self.__dict__["_owned"] = {"actor_network": actor_network, self.critic_name: critics}
         self._targets_loaded = False
         self._constants: dict[str, Tensor] = {}
-        self._check_networks()
-        for name, delay in delayed.items():
+        self._read_keys(list(critics) if isinstance(critics, nn.ModuleList) else [critics])
+        delays = {"actor": delay_actor, self.critic_name.removesuffix("_network"): delay_critic}
+        for short, delay in delays.items():
+            name = f"{short}_network"
             params = live_params(self._owned[name], self._held_out(name))
             setattr(self, f"{name}_params", params)
-            if checks.boolean(owner, f"delay_{name.removesuffix('_network')}", delay):
+            if checks.boolean(f"delay_{short}", delay):
                 setattr(self, f"target_{name}_params", target_params(params))
+            setattr(self, f"delay_{short}", delay)
             self._has_update_associated[name] = not delay
         self._build_networks()
         self._initial_targets = self._target_sums()
@@ -72,52 +95,54 @@ class NetworkOwner(LossModule):
         num_critics: tuple[str, int] | None,
     ) -> nn.Module:
         if num_critics is None:
-            return checks.network(self._owner, self.critic_name, critic_network)
+            return _network(self.critic_name, critic_network)
         option, count = num_critics
-        checks.positive_int(self._owner, option, count)
+        setattr(self, option, checks.positive_int(option, count))
         if not isinstance(critic_network, (list, tuple, nn.ModuleList)):
-            critic = checks.network(self._owner, self.critic_name, critic_network)
-            return ensemble(self._owner, critic, count, self.actor_network.parameters())
+            return ensemble(_network(self.critic_name, critic_network), count, self.actor_network.parameters())
         if len(critic_network) != count:
             raise ValueError(
-                f"{self._owner}: {self.critic_name} is a list of {len(critic_network)}, {option} is {count}; "
+                f"{self.critic_name} is a list of {len(critic_network)}, {option} is {count}; "
                 f"accepted: the same number."
             )
         for index, critic in enumerate(critic_network):
-            checks.network(self._owner, f"{self.critic_name}[{index}]", critic)
+            _network(f"{self.critic_name}[{index}]", critic)
         return nn.ModuleList(critic_network)
 
+    def _read_keys(self, critics: list[TensorDictModuleBase]) -> None:
+        """What the networks read: the actor's observation, the action, and what the critics observe besides."""
+        actor, critic = self.actor_network, critics[0]
+        self.critic_in_keys: list[NestedKey] = list(dict.fromkeys(key for one in critics for key in one.in_keys))
+        self.action_keys = [key for key in self.critic_in_keys if key in actor.out_keys]
+        named = [key for key in self.action_keys if key == "action" or key[-1] == "action"]
+        if len(named) == 1:  # an actor may hand the critic more than its action, such as an embedding
+            self.action_keys = named + [key for key in self.action_keys if key != named[0]]
+        if not self.action_keys:
+            raise ValueError(
+                f"{self.critic_name} reads {critic.in_keys} and actor_network writes {actor.out_keys}; "
+                f"accepted: a critic that reads the actor's action."
+            )
+        self.actor_in_keys: list[NestedKey] = list(actor.in_keys)
+        known = {*actor.in_keys, *actor.out_keys}
+        self.value_exclusive_keys = [key for key in self.critic_in_keys if key not in known]
+        self.observed_keys = [key for key in (*actor.in_keys, *self.value_exclusive_keys) if key != "_"]
+
     def _register_constant(self, name: str, value: Tensor | None) -> None:
-        """A buffer that is configuration: beside the networks, not saved, whole after a stay on the meta device."""
+        """A buffer that is configuration: beside the networks, in a dtype of its own, not saved."""
         if value is not None:
             self._constants[name] = value
             value = value.to(device=self._default_device)
         self.register_buffer(name, value, persistent=False)
 
     @property
-    def _owner(self) -> str:
-        return type(self).__name__
-
-    def _check_networks(self) -> None:
-        actor, critic = self.actor_network, self.__dict__[self.critic_name]
-        self.action_keys = [key for key in critic.in_keys if key in actor.out_keys]
-        named = [key for key in self.action_keys if key == "action" or key[-1] == "action"]
-        if len(named) == 1:  # an actor may hand the critic more than its action, such as an embedding
-            self.action_keys = named + [key for key in self.action_keys if key != named[0]]
-        if not self.action_keys:
-            raise ValueError(
-                f"{self._owner}: {self.critic_name} reads {critic.in_keys} and actor_network writes {actor.out_keys}; "
-                f"accepted: a critic that reads the actor's action."
-            )
-        self.actor_in_keys = list(actor.in_keys)
-        known = {*actor.in_keys, *actor.out_keys}
-        self.value_exclusive_keys = [key for key in critic.in_keys if key not in known]
-        self._observed_keys = [key for key in (*actor.in_keys, *self.value_exclusive_keys) if key != "_"]
-
-    @property
     def has_updater(self) -> bool:
         """Whether an updater has been built for the target networks, if there are any."""
         return all(self._has_update_associated.values())
+
+    @property
+    def num_critics(self) -> int:
+        """How many critics there are."""
+        return len(self._nets[self.critic_name].parts)
 
     def _held_out(self, name: str) -> list[nn.Parameter]:
         shared = self.separate_losses and name == self.critic_name
@@ -125,7 +150,8 @@ class NetworkOwner(LossModule):
 
     def _build_networks(self) -> None:
         self.__dict__["_nets"] = {
-            name: (Ensemble if isinstance(module, nn.ModuleList) else Network)(
+            name: Network(
+                name,
                 module,
                 self._modules[f"{name}_params"],
                 self._modules.get(f"target_{name}_params"),
@@ -133,8 +159,7 @@ class NetworkOwner(LossModule):
             )
             for name, module in self._owned.items()
         }
-        self._has_ensemble = isinstance(self._nets[self.critic_name], Ensemble)
-        parameter = next(self.__dict__[self.critic_name].parameters(), torch.empty(0))
+        parameter = next(self.__dict__[self.critic_name].parameters())
         # Running statistics: what one sample holds reaches the others, and stays.
         self._keeps_statistics = any(
             buffer.is_floating_point() for net in self._nets.values() for buffer in net.module.buffers()
@@ -143,25 +168,38 @@ class NetworkOwner(LossModule):
         self._seen: set[Any] = set()
 
     def _check_live(self) -> None:
-        if any(net.targets_were_set() for net in self._nets.values()):
-            self._build_networks()
+        """Take over a network that has changed; refuse one whose parameters the loss does not know."""
         for name, net in self._nets.items():
-            parameter = net.replaced()
-            if parameter is not None:
-                raise checks.replaced_parameter(self._owner, name, parameter)
+            if self._modules[f"{name}_params"] is not net.params:
+                raise RuntimeError(
+                    f"{name}_params was set to other parameters; the network would not use them. Load the values in "
+                    f"place: loss.{name}_params.data.update_(values)."
+                )
+            moved = self._modules.get(f"target_{name}_params") is not net.targets
+            if net.has_changed():
+                self._check_known(net)
+                moved = True
+            if moved:
+                self._build_networks()
+                return
 
-    def held(self) -> list[Any]:
-        """What a recording of a term holds and Python can change: the networks, options, constants."""
-        own = list(self._parameters.values())
-        trained = [None if parameter is None else parameter.requires_grad for parameter in own]
-        held = [*vars(self).values(), *self._buffers.values(), *own, *trained]
-        for net in self._nets.values():
-            held += net.held()
-        return held
+    def _check_known(self, net: Network) -> None:
+        named = dict(net.module.named_parameters())
+        unknown = next((name for name, parameter in named.items() if id(parameter) not in net.known), None)
+        if unknown is None:
+            return
+        present = set(map(id, named.values()))
+        gone = next((name for parameter, name in net.known.items() if parameter not in present), None)
+        what = f"the parameter {gone!r} of {net.name} was replaced" if gone else f"{net.name} got a parameter {unknown!r}"
+        raise RuntimeError(
+            f"{what} after the loss was built; the loss and its optimizer hold {'the old one' if gone else 'none like it'}. "
+            f"Load values in place (load_state_dict, copy_), or build a new loss."
+        )
 
     def state(self) -> list[Tensor]:
         """Tensors that a term may change in place, such as running statistics."""
-        return [*self.buffers(), *(tensor for net in self._nets.values() for tensor in net.unregistered())]
+        parts = [part for net in self._nets.values() for part in net.module.modules()]
+        return [*self.buffers(), *(value for part in parts for value in vars(part).values() if isinstance(value, Tensor))]
 
     def __getattr__(self, item: str) -> Any:
         # LossModule's own warns about missing updaters at every access.
@@ -179,34 +217,29 @@ class NetworkOwner(LossModule):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> NetworkOwner:
         untouched = self.targets_are_initial()
-        parameter = next(self.parameters(), torch.empty(0))
-        if fn(parameter.data).is_meta != parameter.is_meta:
-            self._cross_meta(fn)
-        else:
-            super()._apply(fn)
-            self._build_networks()
-        for name, module in self._owned.items():  # buffers that networks share were moved once for each of them
-            setattr(self, f"{name}_params", live_params(module, self._held_out(name)))
+        super()._apply(fn)
         self._build_networks()
-        device = self._default_device
-        if self._value_estimator is not None and device is not None and device.type != "meta":
-            self._value_estimator.to(device=device)
+        for name, module in self._owned.items():  # buffers that networks share were moved once for each of them
+            params = live_params(module, self._held_out(name))
+            setattr(self, f"{name}_params", params)
+            if self._has_target(name):  # and so were targets of what has several names
+                setattr(self, f"target_{name}_params", target_params(params, self._modules[f"target_{name}_params"]))
+        self._build_networks()
+        for name, value in self._constants.items():
+            setattr(self, name, value.to(device=self._default_device))
+        if self._value_estimator is not None and self._default_device is not None:
+            for key, value in self._value_estimator._buffers.items():  # not its networks, which are the loss's
+                if isinstance(value, Tensor):
+                    setattr(self._value_estimator, key, value.to(device=self._default_device))
         if untouched:
             self._initial_targets = self._target_sums()
         return self
 
-    def _cross_meta(self, fn: Callable) -> None:
-        for name, module in self._owned.items():
-            module._apply(fn)
-            targets = self._modules.get(f"target_{name}_params")
-            if targets is not None:
-                setattr(self, f"target_{name}_params", convert(targets, fn))
-        parameter = next(self.actor_network.parameters())
-        for name, value in self._constants.items():  # their values would be lost on the way
-            setattr(self, name, value.to(parameter.device, self._buffers[name].dtype))
+    def _has_target(self, name: str) -> bool:
+        return f"target_{name}_params" in self._modules
 
     def train(self, mode: bool = True) -> NetworkOwner:
-        """Set training mode on the loss and on the user's networks; targets follow at the next call."""
+        """Set training mode on the loss and on the user's networks; targets are in the mode of their network."""
         super().train(mode)
         for net in self._nets.values():
             net.module.train(mode)
@@ -215,7 +248,10 @@ class NetworkOwner(LossModule):
     def reset_parameters_recursive(self) -> None:
         """Draw new parameters with each layer's own ``reset_parameters``; targets become copies of them."""
         for net in self._nets.values():
-            net.reset()
+            for part in net.parts:
+                part.reset_parameters_recursive()
+        for net in self._nets.values():  # not before: networks may share layers
+            net.sync()
 
     def get_stateful_net(self, network_name: str, copy: bool | None = None) -> nn.Module:
         """A network with the loss's live parameters in it; several critics come as an ``nn.ModuleList``.
@@ -227,11 +263,14 @@ class NetworkOwner(LossModule):
         Raises:
             ValueError: if the loss has no such network.
         """
-        checks.choice(self._owner, "network_name", network_name, self._owned)
+        checks.choice("network_name", network_name, self._owned)
         module = self._owned[network_name]
         if copy is False:
             return module
         return deepcopy(module, {id(leaf): leaf for _, leaf in named_leaves(module)})
+
+    def _make_vmap(self) -> None:
+        """TorchRL calls this when ``set_vmap_randomness`` is used; critics run one after the other here."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in ``nn.Module``, with buffers as the networks hold them now."""

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 from torch.optim import Optimizer
 from torchrl.objectives import TargetNetUpdater
 
-from torchrl_ddpg import checks, optimizer_step
-from torchrl_ddpg.cuda_graph import RecordedStep
+from torchrl_ddpg import checks
+from torchrl_ddpg.batch import Batch, write
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
-from torchrl_ddpg.losses.batch import Batch
-from torchrl_ddpg.operator_graph import RecordedTerms, Term
 from torchrl_ddpg.target_updaters import SoftUpdate
+from torchrl_ddpg.update import optimizer_step
+from torchrl_ddpg.update.cuda_graph import RecordedStep
+from torchrl_ddpg.update.operator_graph import RecordedTerms
 
-# Where PyTorch's own kernels, called without autograd and modules, are faster than those that torch.compile makes.
-_RECORDED_ON = "cpu"
+Outputs = tuple[Tensor, dict[str, Tensor]]
 
 
 class UpdateStep:
@@ -33,15 +33,16 @@ class UpdateStep:
         policy_delay: number of critic steps to one step of actor and targets, at least 1 (DDPG and D4PG: 1, TD3: 2).
             What is skipped is not computed.
         max_grad_norm: norm above which the gradient of a network is scaled down to it, above 0; None for never.
-        compile: whether both terms and their gradients are compiled once for each kind of batch. On the CPU PyTorch's
-            operators are recorded, then called without autograd and the modules' Python: the same numbers, sooner. A
-            network that does in Python what depends on values is refused at the third batch, which is run both ways.
-            Settings of loss and modules are followed where they are numbers, words or tensors; what else Python does,
-            in hooks for instance, is left out. NaN is refused before it reaches a parameter, but after running
-            statistics have seen it. Elsewhere ``torch.compile`` does it; it stops after
-            ``torch._dynamo.config.recompile_limit`` kinds of batch.
-        cuda_graph: whether the whole step is recorded as a CUDA graph, one for each shape of the batch (the 64 used
-            last are kept), and replayed without waiting for the device. The optimizers are made capturable, and Adam's
+        compile: whether both terms are compiled with ``torch.compile``, with its guards, for each form of batch. It
+            stops after ``torch._dynamo.config.recompile_limit`` forms.
+        record_operators: on the CPU, whether the operators of both terms and of their gradients are recorded once for
+            each form of batch, then called without autograd and the modules' Python: the same numbers, sooner.
+            Settings, hooks, tensors and modes of the loss, its networks and its estimator are followed. A network whose
+            Python control flow depends on values raises when it is recorded; whatever else a recording cannot see is
+            compared with the terms themselves at the third batch and at every 1,000th from then on. NaN is refused
+            before it reaches a parameter, but after running statistics have seen it.
+        cuda_graph: whether the whole step is recorded as a CUDA graph, one for each form of batch (the 64 used last
+            are kept), and replayed without waiting for the device. The optimizers are made capturable, and Adam's
             learning rates tensors. A graph does not see later changes of ``tau``, ``max_grad_norm`` or an optimizer's
             state, other than by ``load_state_dict``, and does not run hooks. Results of the loss that still hold their
             autograd graph must be gone before it is recorded.
@@ -49,8 +50,8 @@ class UpdateStep:
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if a number is out of range, the updater moves another loss, an optimizer does not hold its
-            network's parameters, or ``cuda_graph`` is asked for off a CUDA device or with an optimizer that cannot be
-            recorded.
+            network's parameters or needs a closure, or ``record_operators`` is asked for off the CPU or together with
+            another, or ``cuda_graph`` off a CUDA device or with an optimizer that cannot be recorded.
 
     References:
         Lillicrap et al. 2016, arXiv:1509.02971, algorithm 1; Fujimoto et al. 2018, arXiv:1802.09477, for the delay.
@@ -78,6 +79,7 @@ class UpdateStep:
         (False, True)
     """
 
+    @checks.names_errors
     def __init__(
         self,
         loss: DeterministicPolicyLoss,
@@ -88,33 +90,38 @@ class UpdateStep:
         policy_delay: int = 1,
         max_grad_norm: float | None = None,
         compile: bool = False,
+        record_operators: bool = False,
         cuda_graph: bool = False,
     ) -> None:
-        owner = type(self).__name__
-        checks.instance(owner, "loss", loss, DeterministicPolicyLoss)
-        checks.instance(owner, "target_updater", target_updater, TargetNetUpdater)
+        checks.instance("loss", loss, DeterministicPolicyLoss)
+        checks.instance("target_updater", target_updater, TargetNetUpdater)
         if target_updater.loss_module is not loss:
-            raise ValueError(f"{owner}: target_updater moves another loss; accepted: an updater built for this one.")
+            raise ValueError("target_updater moves another loss; accepted: an updater built for this one.")
         self.loss, self.target_updater = loss, target_updater
         self.actor_optimizer, self.critic_optimizer = actor_optimizer, critic_optimizer
-        self.policy_delay = checks.positive_int(owner, "policy_delay", policy_delay)
+        self.policy_delay = checks.positive_int("policy_delay", policy_delay)
         self.max_grad_norm = max_grad_norm
         if max_grad_norm is not None:
-            checks.finite(owner, "max_grad_norm", max_grad_norm, above=0)
+            checks.finite("max_grad_norm", max_grad_norm, above=0)
         self.count = 0
-        self._check_optimizers(owner)
-        self.compile = checks.boolean(owner, "compile", compile)
-        self.cuda_graph = checks.boolean(owner, "cuda_graph", cuda_graph)
+        self._check_optimizers()
+        self.compile = checks.boolean("compile", compile)
+        self.record_operators = checks.boolean("record_operators", record_operators)
+        self.cuda_graph = checks.boolean("cuda_graph", cuda_graph)
+        device = next(loss.parameters()).device
+        if record_operators and (compile or cuda_graph or device.type != "cpu"):
+            raise ValueError(
+                f"record_operators=True goes without compile and cuda_graph, on the CPU; the loss is on {device}. On a "
+                f"GPU use cuda_graph=True."
+            )
         self._build()
 
     def _build(self) -> None:
         """What cannot be copied or pickled: compiled functions and recordings."""
-        owner, loss = type(self).__name__, self.loss
-        self._names = {"loss_value": loss.critic_loss_key, "loss_actor": "loss_actor"}
-        self._compiled: dict[str, Term] = {}
+        self._compiled: dict[str, Callable[[TensorDictBase], Outputs]] = {}
         optimizers = {"actor_optimizer": self.actor_optimizer, "critic_optimizer": self.critic_optimizer}
-        self._recorded = RecordedTerms(owner, loss, self._call, optimizers.values())
-        self._step = RecordedStep(owner, self._update, loss, optimizers) if self.cuda_graph else self._update
+        self._recorded = RecordedTerms(self.loss, optimizers.values()) if self.record_operators else None
+        self._step = RecordedStep(self._update, self.loss, optimizers) if self.cuda_graph else self._update
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key not in ("_compiled", "_recorded", "_step")}
@@ -123,24 +130,21 @@ class UpdateStep:
         vars(self).update(state)
         self._build()
 
-    def _call(self, term: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """A term of the loss; one that a user has overridden gets the TensorDict that it knows."""
-        own = getattr(type(self.loss), term) is getattr(DeterministicPolicyLoss, term) and term not in vars(self.loss)
-        return getattr(self.loss, term)(batch if own else batch.source)
-
-    def _check_optimizers(self, owner: str) -> None:
+    def _check_optimizers(self) -> None:
         names = {"actor_optimizer": "actor_network", "critic_optimizer": self.loss.critic_name}
         for role, name in names.items():
             optimizer = getattr(self, role)
-            checks.instance(owner, role, optimizer, Optimizer)
+            checks.instance(role, optimizer, Optimizer)
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise ValueError(f"{role} is LBFGS, which needs a closure; accepted: an optimizer that steps without one.")
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             wanted = [id(p) for p in getattr(self.loss, f"{name}_params").parameters() if p.requires_grad]
             if wanted and not held.intersection(wanted):
                 raise ValueError(
-                    f"{owner}: {role} holds no parameter of {name}; accepted: one built from "
-                    f"loss.{name}_params.parameters()."
+                    f"{role} holds no parameter of {name}; accepted: one built from loss.{name}_params.parameters()."
                 )
 
+    @checks.names_errors
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Do one step.
 
@@ -148,20 +152,20 @@ class UpdateStep:
             batch: transitions ``[*B]`` with the loss's ``in_keys``; the priority is written into it.
 
         Returns:
-            The losses and metrics that were computed, and the gradient norms if they are clipped: detached tensors on
-            the networks' device. Without the actor's on the steps that its delay leaves out.
+            The losses and scalar metrics that were computed, and the gradient norms if they are clipped: detached
+            tensors on the networks' device. Without the actor's on the steps that its delay leaves out. A network
+            that is wholly frozen is not stepped.
 
         Raises:
             ValueError: if the loss's ``reduction`` is ``"none"``, or the batch cannot be used.
-            RuntimeError: if ``compile=True`` cannot record the loss's terms, because a network does in Python what
-                depends on values.
+            RuntimeError: if ``record_operators=True`` cannot record the loss's terms.
         """
         if self.loss.reduction == "none":
-            raise ValueError(f"{type(self).__name__}: the loss's reduction is 'none'; accepted: 'mean' or 'sum'.")
-        read = self.loss.read(batch)
-        self.count += 1
-        with_actor = self.count % self.policy_delay == 0
-        metrics = self._step(read, with_actor)
+            raise ValueError("the loss's reduction is 'none'; accepted: 'mean' or 'sum'.")
+        with self.loss.reading_once(batch) as read:
+            self.count += 1
+            with_actor = self.count % self.policy_delay == 0
+            metrics = self._step(batch, read, with_actor)
         if with_actor and not self._moves_targets:
             self.target_updater.step()
         return metrics
@@ -171,51 +175,51 @@ class UpdateStep:
         """Whether the targets move as part of the step; updaters that count move after it."""
         return type(self.target_updater) is SoftUpdate
 
-    def _update(self, batch: Batch, with_actor: bool) -> dict[str, Tensor]:
-        if self.compile:
+    def _update(self, batch: TensorDictBase, read: Batch, with_actor: bool) -> dict[str, Tensor]:
+        loss = self.loss
+        if self._recorded is not None:
             self._recorded.recordings.refresh()
-        metrics = self._descend("loss_value", self.critic_optimizer, "grad_norm_critic", batch)
+        metrics = self._descend(loss.critic_method, loss.critic_loss_key, self.critic_optimizer, "critic", batch, read)
         if with_actor:
-            metrics |= self._descend("loss_actor", self.actor_optimizer, "grad_norm_actor", batch)
+            metrics |= self._descend(loss.actor_method, "loss_actor", self.actor_optimizer, "actor", batch, read)
             if self._moves_targets:
                 self.target_updater.step()
         return metrics
 
-    def _descend(self, term: str, optimizer: Optimizer, norm: str, batch: Batch) -> dict[str, Tensor]:
+    def _descend(
+        self, method: str, key: str, optimizer: Optimizer, network: str, batch: TensorDictBase, read: Batch
+    ) -> dict[str, Tensor]:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for parameter in parameters:
             parameter.grad = None
-        loss, metrics = self._differentiate(term, batch, parameters[0].device.type)
-        metrics = {self._names[term]: loss, **metrics}
+        if self._recorded is not None:
+            loss, metrics = self._recorded(method, key, batch, read)
+        else:
+            term = self._compiled_term(method) if self.compile else getattr(self.loss, method)
+            loss, metrics = term(batch)
+            if loss.requires_grad:
+                loss.backward()
+        metrics = {key: loss, **{name: value for name, value in metrics.items() if value.ndim == 0}}
         if self.max_grad_norm is not None:
-            metrics[norm] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            metrics[f"grad_norm_{network}"] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer_step.step(optimizer)
-        return metrics
+        return {name: value.detach() if value.requires_grad else value for name, value in metrics.items()}
 
-    def _differentiate(self, term: str, batch: Batch, device: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """A term, detached, and its metrics; its gradients are added to the parameters'."""
-        if self.compile and device == _RECORDED_ON:
-            return self._recorded(term, batch)
-        if self.compile and term not in self._compiled:  # not before: it imports what takes seconds
-            self._compiled[term] = self._compile(term)
-        loss, metrics = self._compiled[term](batch) if self.compile else self._call(term, batch)
-        loss.backward()
-        return loss.detach(), metrics
+    def _compiled_term(self, method: str) -> Callable[[TensorDictBase], Outputs]:
+        """A term as a compiled function of a batch; what the term writes, such as the priority, is written into it."""
+        if method not in self._compiled:  # not before: it imports what takes seconds
 
-    def _compile(self, term: str) -> Term:
-        """A term as a compiled function of a batch's tensors; the batch gets its priority."""
+            def term(batch: TensorDictBase) -> Outputs:
+                return getattr(self.loss, method)(batch)
 
-        def of_tensors(batch: TensorDict) -> tuple[tuple[Tensor, dict[str, Tensor]], Tensor | None]:
-            outputs = self._call(term, self.loss.batch(batch))
-            return outputs, batch.get(self.loss.tensor_keys.priority, None)
+            term.__code__ = term.__code__.replace()  # what is compiled is kept, and counted, by code object
+            self._compiled[method] = torch.compile(term)
 
-        of_tensors.__code__ = of_tensors.__code__.replace()  # what is compiled is kept, and counted, by code object
-        compiled = torch.compile(of_tensors)
-
-        def of_batch(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            outputs, priority = compiled(batch.over(batch.tensors()))
-            if priority is not None:
-                batch.write_priority(priority)
+        def of_batch(batch: TensorDictBase) -> Outputs:
+            copied = batch.copy()  # one that is locked, or part of another, would be compiled anew
+            outputs = self._compiled[method](copied)
+            entries = copied.items(True, True)
+            write(batch, {key: value for key, value in entries if value is not batch.get(key, None)})
             return outputs
 
         return of_batch

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import linecache
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from torchrl_ddpg import checks
+from torchrl_ddpg.batch import Batch, write
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
-from torchrl_ddpg.losses.batch import Batch
-from torchrl_ddpg.recordings import Recordings, leaves
+from torchrl_ddpg.update.recordings import Form, Recordings, Watch
 
 Outputs = list[Any]  # tensors, and None where there is none
-Term = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+
+# Replays between two comparisons with the function itself: for what nobody can see, such as a file that it reads.
+COMPARE_EVERY = 1000
 
 aten = torch.ops.aten
 _ALIASES = (aten.alias.default, aten.detach.default)
@@ -46,16 +51,33 @@ _BINDINGS = {
 }
 
 
+# How Python gets at values, which then are no tensors any more.
+_READS = tuple(
+    getattr(Tensor, name)
+    for name in "item tolist numpy __array__ __bool__ __int__ __float__ __index__ __complex__ __dlpack__".split()
+)
+
+
 class NotRecordableError(Exception):
     """What a function does is not in its operators alone."""
 
 
-class OperatorGraph:
-    """A function of tensors: called as it is, then recorded, then held against its recording, then replayed.
+class _ReadsNoValues(TorchFunctionMode):
+    """Refuses what takes a value out of a tensor: a replay would go on with the value of the first batch."""
 
-    The first call lets the function say in words what is wrong with a batch, and spares a kind of batch that comes
-    once. The second notes the operators, those of its gradients among them. The third runs both, so that what Python
-    does with values is found out. Parameters and buffers are read where they lie: a replay sees changes made in place.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS:
+            raise NotRecordableError(f"{func.__name__}() takes values out of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+class OperatorGraph:
+    """A function of tensors: called as it is, then recorded, then compared with its recording, then replayed.
+
+    The first call lets the function say what is wrong with a batch, and a form of batch seen only once is not recorded.
+    The second notes the operators, those of its gradients among them. The third runs both, and so does every
+    ``COMPARE_EVERY``-th from then on, so that what Python does with values is found out. Parameters and buffers are read
+    where they lie: a replay sees changes made in place.
 
     Args:
         function: what to record.
@@ -64,7 +86,7 @@ class OperatorGraph:
 
     def __init__(self, function: Callable[[Sequence[Tensor]], Outputs], state: Callable[[], Sequence[Tensor]]) -> None:
         self.function, self.state = function, state
-        self.called, self.verified = False, False
+        self.called, self.replays = False, 0
         self.refused = ""  # why
         self.operators: Any = None  # a function of the inputs, once recorded
 
@@ -83,19 +105,26 @@ class OperatorGraph:
             return outputs
         if self.operators is None:
             return self._record(inputs)
-        if not self.verified:
-            self._verify(inputs)
+        if self.replays % COMPARE_EVERY == 0:
+            self._compare(inputs)
+        self.replays += 1
         return self._replay(inputs)
 
     def _refuse(self, reason: str | Exception) -> NoReturn:
-        self.refused = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
-        raise NotRecordableError(self.refused) from (reason if isinstance(reason, Exception) else None)
+        cause: BaseException | None = reason if isinstance(reason, Exception) else None
+        while cause is not None and not isinstance(cause, NotRecordableError):
+            cause = cause.__cause__
+        if isinstance(reason, Exception):
+            reason = str(cause) if cause is not None else f"{type(reason).__name__}: {reason}"
+        self.refused = reason
+        raise NotRecordableError(self.refused)
 
     def _record(self, inputs: Sequence[Tensor]) -> Outputs:
         outputs: Outputs = []
 
         def of_values(*values: Tensor) -> Outputs:
-            outputs[:] = self.function(values)
+            with _ReadsNoValues():
+                outputs[:] = self.function(values)
             return outputs
 
         try:
@@ -104,33 +133,42 @@ class OperatorGraph:
         except Exception as error:
             self.function(inputs)  # raises if it is the batch that is wrong
             self._refuse(error)
+        _forget_source(module)
         _simplify(module.graph)
         held = _lift(module)
+        used = _leave_out_unused(module.graph, len(inputs))
         module.recompile()
+        _forget_source(module)
         forward = module.forward
-        self.operators = lambda *inputs: forward(*inputs, *held)
+        self.operators = lambda inputs: forward(*[inputs[index] for index in used], *held)
         return outputs
 
     def _replay(self, inputs: Sequence[Tensor]) -> Outputs:
         try:
             with torch.no_grad():
-                return self.operators(*inputs)
+                return self.operators(inputs)
         except Exception as error:  # such as a number of samples that depends on their values
             self.function(inputs)
             self._refuse(error)
 
-    def _verify(self, inputs: Sequence[Tensor]) -> None:
+    def _compare(self, inputs: Sequence[Tensor]) -> None:
         """Run both on these inputs, and leave the state and the random numbers as they were."""
         state, numbers = self.state(), torch.get_rng_state()
         before, runs = [tensor.clone() for tensor in state], []
         for run in (self.function, self._replay):
-            runs.append(run(inputs))
+            runs.append([*run(inputs), *(tensor.clone() for tensor in state)])
             torch.set_rng_state(numbers)
             for tensor, value in zip(state, before, strict=True):
                 tensor.data.copy_(value)
         if not all(map(_agree, *runs)):
-            self._refuse("a replay gives other numbers")
-        self.verified = True
+            self._refuse("replaying its operators gives a different result")
+
+
+def _forget_source(module: fx.GraphModule) -> None:
+    """Let go of the generated source, which torch.fx keeps for tracebacks as long as the process lives."""
+    name = module.forward.__func__.__code__.co_filename
+    fx.graph_module._loader.eval_cache.pop(name, None)  # no public name
+    linecache.cache.pop(name, None)
 
 
 def _agree(value: Any, other: Any) -> bool:
@@ -179,33 +217,46 @@ def _lift(module: fx.GraphModule) -> list[Tensor]:
     return [getattr(module, name) for name in arguments]
 
 
+def _leave_out_unused(graph: fx.Graph, count: int) -> list[int]:
+    """Erase what the function did not read of its inputs, and give the positions of what it did."""
+    nodes = graph.find_nodes(op="placeholder")[:count]
+    used = [index for index, node in enumerate(nodes) if node.users]
+    for node in nodes:
+        if not node.users:
+            graph.erase_node(node)
+    return used
+
+
 class _Recording:
-    """One term on one kind of batch, with the gradients of all that is trained.
+    """One term on one form of batch, with the gradients of all that is trained.
 
     Args:
         loss: the loss.
-        term: gives the term and its metrics.
-        batch: a batch of that kind.
+        method: the public method that gives the term.
+        batch: a batch of that form.
         parameters: what is trained.
     """
 
     def __init__(
-        self, loss: DeterministicPolicyLoss, term: Term, batch: Batch, parameters: Iterable[nn.Parameter]
+        self, loss: DeterministicPolicyLoss, method: str, batch: TensorDictBase, parameters: Iterable[nn.Parameter]
     ) -> None:
-        self.loss, self.term, self.like = loss, term, batch.without_tensors()
-        self.keys = list(leaves(batch.tensors()))
+        self.loss, self.method, self.form = loss, method, Form(batch)
         self.trained = [parameter for parameter in parameters if parameter.requires_grad]
         self.metrics: list[str] = []
+        self.written: list[NestedKey] = []
         self.graph = OperatorGraph(self._function, loss.state)
 
     def _function(self, values: Sequence[Tensor]) -> Outputs:
-        entries = dict(zip(self.keys, values, strict=True))
-        batch = self.loss.batch(self.like.copy().update(entries))
-        loss, metrics = self.term(batch)
-        gradients = torch.autograd.grad(loss, self.trained, allow_unused=True)
-        self.metrics = list(metrics)
-        outputs = [loss.detach(), batch.source.get(self.loss.tensor_keys.priority, None), *metrics.values()]
-        return outputs + _apart(gradients, self.trained, (*values, *outputs))
+        batch = self.form.filled(values)
+        loss, metrics = getattr(self.loss, self.method)(batch)
+        gradients: Sequence[Any] = ()
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, self.trained, allow_unused=True)
+        metrics = {name: value.detach() for name, value in metrics.items() if value.ndim == 0}
+        written = self.form.written(batch, values)
+        self.metrics, self.written = list(metrics), list(written)
+        outputs = [loss.detach(), *metrics.values(), *written.values()]
+        return outputs + _apart(gradients, self.trained[: len(gradients)], (*values, *outputs))
 
 
 def _apart(gradients: Sequence[Any], parameters: Sequence[Tensor], others: Sequence[Any]) -> Outputs:
@@ -223,56 +274,49 @@ def _apart(gradients: Sequence[Any], parameters: Sequence[Tensor], others: Seque
 
 
 class RecordedTerms:
-    """The terms of a loss, whose gradients are added to the parameters' own; each recorded for each kind of batch.
+    """The terms of a loss, whose gradients are added to the parameters' own; each recorded for each form of batch.
 
     Args:
-        owner: who asks, for messages.
         loss: the loss.
-        call: gives a term, by its method's name, and its metrics of a batch.
         optimizers: what trains the loss's parameters, and perhaps others.
     """
 
-    def __init__(
-        self,
-        owner: str,
-        loss: DeterministicPolicyLoss,
-        call: Callable[[str, Batch], tuple[Tensor, dict[str, Tensor]]],
-        optimizers: Iterable[Optimizer],
-    ) -> None:
-        self.owner, self.loss, self.call, self.optimizers = owner, loss, call, tuple(optimizers)
-        self.recordings: Recordings[_Recording] = Recordings(self._held)
+    def __init__(self, loss: DeterministicPolicyLoss, optimizers: Iterable[Optimizer]) -> None:
+        self.loss, self.optimizers = loss, tuple(optimizers)
+        self.recordings: Recordings[_Recording] = Recordings(Watch(loss, self._optimized))
 
-    def __call__(self, term: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """A term, detached, and its metrics; writes the priority.
+    def __call__(self, method: str, key: str, batch: TensorDictBase, read: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A term, detached, and its metrics; writes what the term writes into the batch.
+
+        Args:
+            method: the loss's method.
+            key: the name of its loss among the outputs.
+            batch: the user's.
+            read: what the loss has read of it.
 
         Raises:
             RuntimeError: if the term cannot be recorded.
         """
-        recording = self.recordings.of((term, batch.signature()), lambda: self._recording(term, batch))
+        recording = self.recordings.of((method, read.form()), lambda: self._recording(method, batch))
         try:
-            loss, priority, *rest = recording.graph(list(leaves(batch.tensors()).values()))
+            loss, *rest = recording.graph(recording.form.values(batch))
         except NotRecordableError as error:
             raise RuntimeError(
-                f"{self.owner}: compile=True cannot record {term}, because its operators alone do not give what "
-                f"it gives ({str(error).splitlines()[0]}): mostly a network does in Python what depends on values "
-                f"(if, .item(), .numpy()). Leave compile out, or let it do so with tensors, as torch.where does."
+                f"record_operators=True cannot record {key}, because its operators alone do not give what it gives "
+                f"({str(error).splitlines()[0]}): mostly the Python of a network depends on values (if, .item(), "
+                f".numpy()). Leave record_operators out, or let the network use tensors, as torch.where does."
             ) from error
-        name = self.loss.critic_loss_key if term == "loss_value" else term
-        checks.finite_loss(type(self.loss).__name__, name, loss, batch.values)
-        count = len(recording.metrics)
-        for parameter, gradient in zip(recording.trained, rest[count:], strict=True):
+        self.loss.check_loss(key, loss, read)
+        count, written = len(recording.metrics), len(recording.metrics) + len(recording.written)
+        for parameter, gradient in zip(recording.trained, rest[written:], strict=False):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        if priority is not None:
-            batch.write_priority(priority)
+        write(batch, dict(zip(recording.written, rest[count:written], strict=True)))
         return loss, dict(zip(recording.metrics, rest[:count], strict=True))
 
-    def _recording(self, term: str, batch: Batch) -> _Recording:
+    def _recording(self, method: str, batch: TensorDictBase) -> _Recording:
         parameters = dict.fromkeys([*self.loss.parameters(), *self._optimized()])
-        return _Recording(self.loss, partial(self.call, term), batch, parameters)
+        return _Recording(self.loss, method, batch, parameters)
 
     def _optimized(self) -> list[nn.Parameter]:
         return [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
-
-    def _held(self) -> list[Any]:
-        return [*self.loss.held(), *self._optimized()]

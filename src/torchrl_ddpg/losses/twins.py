@@ -1,0 +1,142 @@
+"""A second body for a module: parameters and buffers of its own, and everything else read through to the module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensordict import TensorDictParams
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+
+# Where a leaf lies in a tree of modules: the module, "_parameters" or "_buffers", and its name there.
+Place = tuple[nn.Module, str, str]
+
+
+class _Twin:
+    """Stands before a module's own class. The instance shares the module's ``__dict__`` and adds three slots.
+
+    So settings, hooks, the training mode and whatever else Python keeps on the module are the module's at every access,
+    to read and to write. ``torch.nn`` finds parameters, buffers and children by these three names, and nothing public
+    exchanges them for the length of a call without touching the module.
+    """
+
+    __slots__ = ("_buffers", "_modules", "_of", "_parameters")
+
+    # What module.compile() has made calls the module itself.
+    _compiled_call_impl = property(lambda self: None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._parameters:
+            return self._parameters[name]
+        if name in self._modules:
+            return self._modules[name]
+        buffers = self.__dict__["_buffers"]
+        if name in buffers:  # one that the module has switched off, or made later, is not the twin's either
+            return None if buffers[name] is None else self._buffers.get(name, buffers[name])
+        wrapped = self._modules.get("module")
+        if wrapped is not None and not name.startswith("_") and isinstance(self, TensorDictModuleBase):
+            try:
+                return getattr(wrapped, name)
+            except AttributeError:
+                pass
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        buffer = self._buffers.get(name)
+        if buffer is not None and isinstance(value, Tensor) and value.shape == buffer.shape:
+            buffer.data.copy_(value)
+        else:
+            setattr(self._of, name, value)
+
+
+class _RecurrentTwin(_Twin):
+    """``nn.LSTM`` and its like keep their parameters a second time, in a list."""
+
+    __slots__ = ()
+    _flat_weights = property(lambda self: [self._parameters.get(name) for name in self._flat_weights_names])
+
+    def _update_flat_weights(self) -> None:
+        """The list above is always made anew."""
+
+
+class TwinError(TypeError):
+    """A module that cannot have a twin: its class or an attribute of it would lead back to the module."""
+
+
+_classes: dict[type, type] = {}
+
+
+def _twin_class(cls: type[nn.Module]) -> type:
+    if cls not in _classes:
+        mixin = _RecurrentTwin if issubclass(cls, nn.RNNBase) else _Twin
+        try:
+            made = type(cls)(cls.__name__, (mixin, cls), {"__slots__": (), "__module__": cls.__module__, "twin_of": cls})
+        except TypeError as error:
+            raise TwinError(f"a class like {cls.__name__} cannot be made: {error}") from error
+        if cls.__module__.partition(".")[0] not in ("torch", "tensordict", "torchrl"):
+            return made  # not kept: it would keep a user's class alive
+        _classes[cls] = made
+    return _classes[cls]
+
+
+def own_class(module: nn.Module) -> type:
+    """The class that the user wrote, of a module or of its twin."""
+    return getattr(type(module), "twin_of", type(module))
+
+
+def places(module: nn.Module) -> Iterator[tuple[str, Place, Tensor]]:
+    """Every parameter and buffer of a tree, once for each place where it lies, with one of its dotted names.
+
+    Those inside a ``TensorDictParams`` are not among them.
+    """
+    for path, part in module.named_modules():
+        if isinstance(part, TensorDictParams):
+            continue
+        for slot in ("_parameters", "_buffers"):
+            for name, leaf in getattr(part, slot).items():
+                if leaf is not None:
+                    yield f"{path}.{name}" if path else name, (part, slot, name), leaf
+
+
+class Body:
+    """A twin of a whole tree of modules.
+
+    Args:
+        module: the tree's root.
+
+    Attributes:
+        root: the root's twin.
+        holders: parameters inside a ``TensorDictParams``, as networks of several agents have them: the dictionary and
+            the name by which a twin finds them, and the path of the ``TensorDictParams`` in the tree.
+
+    Raises:
+        TwinError: if one of its modules cannot have a twin.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._twins: dict[int, Any] = {}
+        self.holders: list[tuple[dict[str, Any], str, tuple[str, ...]]] = []
+        self.root = self._twin(module, ())
+
+    def _twin(self, module: nn.Module, path: tuple[str, ...]) -> Any:
+        if id(module) in self._twins:
+            return self._twins[id(module)]
+        if "forward" in vars(module):
+            raise TwinError(f"the forward of a {type(module).__name__} is its instance's own")
+        cls = _twin_class(type(module))
+        twin = self._twins[id(module)] = cls.__new__(cls)
+        object.__setattr__(twin, "__dict__", vars(module))
+        for slot, value in (("_parameters", {}), ("_buffers", {}), ("_modules", {}), ("_of", module)):
+            getattr(_Twin, slot).__set__(twin, value)
+        for name, child in module._modules.items():
+            if isinstance(child, TensorDictParams):
+                self.holders.append((twin._modules, name, (*path, name)))
+            else:
+                twin._modules[name] = None if child is None else self._twin(child, (*path, name))
+        return twin
+
+    def home(self, place: Place) -> dict[str, Tensor]:
+        """The twin's own dictionary for a place in the module's tree."""
+        module, slot, _ = place
+        return getattr(self._twins[id(module)], slot)

@@ -1,0 +1,1 @@
+"""One optimisation step of the algorithms, and what makes it fast."""

@@ -1,0 +1,188 @@
+"""What recordings of an update share: the form of a batch, one recording for each, and what Python changes under them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Iterable
+from itertools import chain
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from torchrl_ddpg.batch import fetch
+from torchrl_ddpg.losses.base import DeterministicPolicyLoss
+
+Recording = TypeVar("Recording")
+
+# Forms of batch whose recordings are kept; each holds memory of its own, and batches may come in ever new lengths.
+MAX_RECORDINGS = 64
+# What a module's or a loss's settings are made of: a rate of dropout, a mode, the name of a distance.
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# What a loss notes for itself.
+_NOTES = frozenset(("_shared", "_seen", "_nets", "_warned_updater", "_targets_loaded", "_initial_targets", "_estimator"))
+# Objects in a setting that are looked into; what lies beyond is followed by identity alone.
+_MAX_OBJECTS = 500
+
+
+class Form:
+    """A batch without its tensors: all its entries, the shapes of nested TensorDicts and what is no tensor."""
+
+    def __init__(self, batch: TensorDictBase) -> None:
+        names = batch.names if any(batch.names) else None
+        plain = batch if isinstance(batch, TensorDict) else TensorDict({}, batch_size=batch.batch_size, names=names)
+        self.keys: list[NestedKey] = [key for key, value in batch.items(True, True) if isinstance(value, Tensor)]
+        self._empty = plain.exclude(*self.keys).unlock_()
+
+    def values(self, batch: TensorDictBase) -> list[Tensor]:
+        """The tensors of a batch of this form."""
+        return list(fetch(batch, self.keys).values())
+
+    def filled(self, values: Iterable[Tensor]) -> TensorDict:
+        """A batch of this form with these tensors."""
+        batch = self._empty.copy()
+        for key, value in zip(self.keys, values, strict=True):
+            batch.set(key, value)
+        return batch
+
+    def written(self, batch: TensorDictBase, values: Iterable[Tensor]) -> dict[NestedKey, Tensor]:
+        """What was written into a filled batch since."""
+        given = dict(zip(self.keys, values, strict=True))
+        return {
+            key: value
+            for key, value in batch.items(True, True)
+            if isinstance(value, Tensor) and value is not given.get(key)
+        }
+
+
+class _Same:
+    """Equal to nothing but itself; keeps the object, so that no other can take its address."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _frozen(value: Any, seen: dict[int, Any]) -> Any:
+    """What a setting holds, to be compared later: numbers and words by value, lists and objects part by part."""
+    if isinstance(value, _PLAIN):
+        return value
+    if id(value) in seen or len(seen) > _MAX_OBJECTS:
+        return _Same(value)
+    if isinstance(value, np.ndarray):
+        return (value.shape, str(value.dtype), value.tobytes()) if value.size <= _MAX_OBJECTS else _Same(value)
+    if isinstance(value, TensorDictBase):
+        return [(key, _Same(leaf)) for key, leaf in value.items(True, True)]
+    parts: Iterable[Any]
+    if isinstance(value, (list, tuple, set, frozenset)) or type(value).__name__ == "deque":
+        parts = value
+    elif isinstance(value, dict):
+        parts = chain(value.keys(), value.values())
+    else:
+        foreign = type(value).__module__.partition(".")[0] in ("torch", "tensordict", "torchrl", "functools", "builtins")
+        if foreign or isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
+            return _Same(value)
+        parts = vars(value).values()
+    seen[id(value)] = value
+    return [type(value), *(_frozen(part, seen) for part in parts)]
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value is other or (type(value) is type(other) and isinstance(value, _PLAIN) and value == other)
+
+
+class Watch:
+    """Tells whether Python has changed what recordings hold.
+
+    Followed are, on the loss, its value estimator and every module of its networks: attributes that are set, replaced
+    or removed, parameters, buffers and targets that are other tensors than before, what is trained, hooks, and what lies
+    in lists, dicts and objects that are attributes. What is done to a tensor in place is seen by a replay itself.
+
+    Args:
+        loss: the loss.
+        more: what else the recordings hold.
+    """
+
+    def __init__(self, loss: DeterministicPolicyLoss, more: Callable[[], list[Any]]) -> None:
+        self.loss, self.more = loss, more
+        self.look()
+
+    def look(self) -> None:
+        """Take what there is now for unchanged."""
+        loss, estimator = self.loss, self.loss.value_estimator
+        networks = [loss.get_stateful_net(name, copy=False) for name in ("actor_network", loss.critic_name)]
+        modules = list(dict.fromkeys(part for network in networks for part in network.modules()))
+        self._parts = [*modules, estimator]
+        dictionaries = [vars(part) for part in self._parts] + [vars(loss.tensor_keys)]
+        for slot in ("_parameters", "_buffers", "_modules", *_HOOKS):
+            dictionaries += [getattr(part, slot) for part in self._parts]
+        targets = [f"target_{name}_params" for name in ("actor_network", loss.critic_name)]
+        dictionaries += [loss._buffers, *(loss._modules[name]._buffers for name in targets if name in loss._modules)]
+        self._dictionaries, self._parameters = dictionaries, list(loss.parameters())
+        self._values = self._now()
+        self._settings = [(value, self._freeze(value)) for value in self._mutable()]
+
+    def _now(self) -> list[Any]:
+        now = list(chain.from_iterable(map(dict.values, self._dictionaries)))
+        now += [value for name, value in vars(self.loss).items() if name not in _NOTES]
+        now += [parameter.requires_grad for parameter in self._parameters]
+        return now + self.more()
+
+    def _mutable(self) -> list[Any]:
+        """Attributes whose contents may change while they stay the same objects."""
+        owned = [(vars(part), _OF_EVERY_MODULE) for part in self._parts]
+        owned += [(vars(self.loss), _OF_EVERY_MODULE | _NOTES | {"_owned", "_tensor_keys", "_value_estimator"})]
+        values = [value for own, leave in owned for name, value in own.items() if name not in leave]
+        return [value for value in values if not isinstance(self._freeze(value), (_Same, *_PLAIN))]
+
+    @staticmethod
+    def _freeze(value: Any) -> Any:
+        return _frozen(value, {})
+
+    def has_changed(self) -> bool:
+        """Whether anything is another than at the last look."""
+        now, then = self._now(), self._values
+        if len(now) != len(then):
+            return True
+        if not all(map(operator.is_, now, then)):  # the first question takes no time
+            if not all(map(_same, now, then)):
+                return True
+            self._values = now
+        return any(self._freeze(value) != frozen for value, frozen in self._settings)
+
+
+class Recordings(Generic[Recording]):
+    """Recordings by form of batch, the least recently used dropped first, and all when what they hold has changed.
+
+    Args:
+        watch: tells of changes.
+        renew: called before anything is recorded anew because of a change.
+    """
+
+    def __init__(self, watch: Watch, renew: Callable[[], None] = lambda: None) -> None:
+        self.watch, self.renew = watch, renew
+        self.kept: dict[Hashable, Recording] = {}
+
+    def refresh(self) -> None:
+        """Drop all recordings if they hold what has changed."""
+        if self.watch.has_changed():
+            self.renew()
+            self.kept = {}
+            self.watch.look()
+
+    def of(self, kind: Hashable, make: Callable[[], Recording]) -> Recording:
+        """The recording of this form of batch, made by ``make`` if there is none."""
+        recording = self.kept[kind] = self.kept.pop(kind, None) or make()
+        while len(self.kept) > MAX_RECORDINGS:
+            self.kept.pop(next(iter(self.kept)))
+        return recording
