@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import torchrl_ddpg
 from common import ACTION, OBSERVATION, batch, interleaved, networks, print_machine, print_table, tensordict_networks
-from torchrl_ddpg import optimizer_step
+from torchrl_ddpg.update import optimizer_step
 
 GAMMA, TAU, RATE = 0.99, 0.005, 3e-4
 SIZES = ((256, 256), (32, 16))  # width, batch

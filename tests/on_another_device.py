@@ -20,7 +20,8 @@ from torchrl.modules import MLP, ValueOperator
 
 import test_examples
 from helpers import DEFAULTS, LOSSES, batch
-from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss, UpdateStep, cuda_graph
+from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss, UpdateStep
+from torchrl_ddpg.update import cuda_graph
 
 
 def stand_in():
@@ -78,7 +79,7 @@ def build(case, device, estimator, optimizer, hard=False, **options):
     return UpdateStep(
         loss,
         actor_optimizer=optimizer(loss.actor_network.parameters()),
-        critic_optimizer=optimizer(loss._owned[case.critic_name].parameters()),
+        critic_optimizer=optimizer(loss.get_stateful_net(case.critic_name, copy=False).parameters()),
         target_updater=HardUpdate(loss, value_network_update_interval=3) if hard else SoftUpdate(loss, tau=0.1),
         policy_delay=2,
         max_grad_norm=1.0,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchrl_ddpg import optimizer_step
+from torchrl_ddpg.update import optimizer_step
 
 
 def twins(**options):

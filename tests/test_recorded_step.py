@@ -1,6 +1,4 @@
 """UpdateStep compiled, or as a CUDA graph, is the eager UpdateStep; off CUDA a stand-in plays the graph's part.
-
-On the CPU compile=True records operators; `elsewhere` makes it what it is on other devices, torch.compile.
 """
 
 import contextlib
@@ -18,8 +16,15 @@ from torch import nn
 from torchrl.modules import ValueOperator
 
 from helpers import LOSSES, batch, networks
-from torchrl_ddpg import BatchError, DDPGLoss, HardUpdate, SoftUpdate, UpdateStep, cuda_graph, recordings, update_step
+from torchrl_ddpg import BatchError, DDPGLoss, HardUpdate, SoftUpdate, UpdateStep
+from torchrl_ddpg.update import cuda_graph, recordings
 
+OPTIONS = {
+    "eager": {},
+    "recorded": {"record_operators": True},
+    "compiled": {"compile": True},
+    "cuda_graph": {"cuda_graph": True},
+}
 CASES = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -38,7 +43,7 @@ def build(case, device="cpu", hard=False, delay=2, reduction="mean", **options):
     return UpdateStep(
         loss,
         actor_optimizer=adam(loss.actor_network.parameters()),
-        critic_optimizer=adam(loss._owned[case.critic_name].parameters()),
+        critic_optimizer=adam(loss.get_stateful_net(case.critic_name, copy=False).parameters()),
         target_updater=updater,
         policy_delay=delay,
         max_grad_norm=1.0,
@@ -62,11 +67,10 @@ def assert_same_run(update, other, steps, device="cpu", sizes=(8,), **tolerance)
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
-    """What compile=True is off the CPU; the backend that torch.compile gets is the caller's."""
+def compiler(monkeypatch):
+    """The backend that torch.compile gets is the caller's."""
 
     def use(**options):
-        monkeypatch.setattr(update_step, "_RECORDED_ON", None)
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, **options))
 
     return use
@@ -75,37 +79,41 @@ def elsewhere(monkeypatch):
 @CASES
 @pytest.mark.parametrize("delay", [1, 2])
 def test_recorded_operators_equal_eager(case, delay):
-    update, eager = build(case, delay=delay, compile=True), build(case, delay=delay)
+    update, eager = build(case, delay=delay, record_operators=True), build(case, delay=delay)
     torch.manual_seed(0)
     assert_same_run(update, eager, 200, sizes=(8, 8, 6), rtol=1e-4, atol=1e-5)
-    kept = update._recorded.recordings.kept.values()
-    assert [recording.graph.verified for recording in kept] == [True] * 4
+    calls = []
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
+    for size in (8, 6, 8, 6):
+        update(batch(size).set("priority_weight", torch.ones(size)))
+    hook.remove()
+    assert not calls
 
 
 @CASES
-def test_compiled_equals_eager(case, elsewhere):
-    elsewhere(backend="aot_eager")
+def test_compiled_equals_eager(case, compiler):
+    compiler(backend="aot_eager")
     assert_same_run(build(case, compile=True), build(case), 200, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.parametrize("case", [LOSSES["ddpg"]], ids=["ddpg"])
-def test_compiled_by_the_default_backend_equals_eager(case, elsewhere):
-    elsewhere()
+def test_compiled_by_the_default_backend_equals_eager(case, compiler):
+    compiler()
     assert_same_run(build(case, compile=True), build(case), 200, rtol=1e-3, atol=1e-5)
 
 
 @CASES
-def test_compiled_without_a_break_in_the_graph(case, elsewhere):
-    elsewhere(backend="eager", fullgraph=True)
+def test_compiled_without_a_break_in_the_graph(case, compiler):
+    compiler(backend="eager", fullgraph=True)
     update = build(case, compile=True, delay=1)
     for size in (8, 6, 4):  # from the second on, for batches of any size
         assert update(batch(size))
 
 
-def test_instances_do_not_use_up_each_other_s_compilations(elsewhere, monkeypatch):
-    elsewhere(backend="eager")
+def test_instances_do_not_use_up_each_other_s_compilations(compiler, monkeypatch):
+    compiler(backend="eager")
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     for _ in range(torch._dynamo.config.recompile_limit + 1):
         assert build(LOSSES["ddpg"], compile=True, delay=1)(batch(8))
@@ -113,7 +121,7 @@ def test_instances_do_not_use_up_each_other_s_compilations(elsewhere, monkeypatc
 
 @CASES
 def test_recorded_operators_refuse_nan_and_leave_the_networks_alone(case):
-    compiled, eager = build(case, compile=True, delay=1), build(case, delay=1)
+    compiled, eager = build(case, record_operators=True, delay=1), build(case, delay=1)
     for good_ones in range(5):
         words = []
         for update in (compiled, eager):
@@ -131,10 +139,10 @@ def test_recorded_operators_refuse_nan_and_leave_the_networks_alone(case):
 
 
 @pytest.mark.parametrize("way", ["recorded", "compiled"])
-def test_trajectories(way, elsewhere):
+def test_trajectories(way, compiler):
     if way == "compiled":
-        elsewhere(backend="aot_eager")
-    updates = build(LOSSES["ddpg"], compile=True), build(LOSSES["ddpg"])
+        compiler(backend="aot_eager")
+    updates = build(LOSSES["ddpg"], **OPTIONS[way]), build(LOSSES["ddpg"])
     for update in updates:
         update.loss.make_value_estimator("td_lambda", lmbda=0.5)
         for seed in range(5):
@@ -235,10 +243,10 @@ class Parts(nn.Module):
         return self.layer(torch.cat([observation["a"], observation["b", "c"], *action], -1)).tanh()
 
 
-@pytest.mark.parametrize("way", ["cuda_graph", "operators", "compiled"])
-def test_an_observation_of_several_parts(way, recorded, elsewhere):
+@pytest.mark.parametrize("way", ["cuda_graph", "recorded", "compiled"])
+def test_an_observation_of_several_parts(way, recorded, compiler):
     if way == "compiled":
-        elsewhere(backend="eager")
+        compiler(backend="eager")
 
     def observation(size, seed):
         torch.manual_seed(seed)
@@ -252,7 +260,7 @@ def test_an_observation_of_several_parts(way, recorded, elsewhere):
         names, updater = ("actor_optimizer", "critic_optimizer"), SoftUpdate(loss, tau=0.1)
         return UpdateStep(loss, target_updater=updater, **dict(zip(names, optimizers, strict=True)), **options)
 
-    update, other = make(**{"cuda_graph" if way == "cuda_graph" else "compile": True}), make()
+    update, other = make(**OPTIONS[way]), make()
     recorded.updates.append(update)
     for seed in range(12):
         size = (4, 6)[seed % 2]
@@ -328,10 +336,10 @@ def test_metrics_stay_as_they_were(recorded):
 
 
 @pytest.mark.parametrize("way", ["eager", "recorded", "compiled"])
-def test_a_copy_goes_on_by_itself(way, elsewhere):
+def test_a_copy_goes_on_by_itself(way, compiler):
     if way == "compiled":
-        elsewhere(backend="eager")
-    update, other = build(LOSSES["td3"], compile=way != "eager"), build(LOSSES["td3"])
+        compiler(backend="eager")
+    update, other = build(LOSSES["td3"], **OPTIONS[way]), build(LOSSES["td3"])
     for seed in range(3):
         update(batch(8, seed=seed))
         other(batch(8, seed=seed))
@@ -348,11 +356,11 @@ def test_a_copy_is_warmed_up_without_a_warning(recorded, monkeypatch):
     assert copied(batch(8))
 
 
-@pytest.mark.parametrize("way", ["cuda_graph", "operators", "compiled"])
-def test_a_renamed_priority_is_written(way, recorded, elsewhere):
+@pytest.mark.parametrize("way", ["cuda_graph", "recorded", "compiled"])
+def test_a_renamed_priority_is_written(way, recorded, compiler):
     if way == "compiled":
-        elsewhere(backend="eager")
-    for update in (recorded(LOSSES["ddpg"])[0] if way == "cuda_graph" else build(LOSSES["ddpg"], compile=True),):
+        compiler(backend="eager")
+    for update in (recorded(LOSSES["ddpg"])[0] if way == "cuda_graph" else build(LOSSES["ddpg"], **OPTIONS[way]),):
         for name in ("first", "second"):
             update.loss.set_keys(priority=name)
             for seed in range(6):
@@ -396,7 +404,7 @@ def test_rates_stay_numbers_where_the_host_reads_them():
     parameters = [torch.nn.Parameter(torch.zeros(2))]
     for kind, is_tensor in ((torch.optim.Adam, True), (torch.optim.SGD, False), (torch.optim.RMSprop, False)):
         optimizer = kind(parameters, lr=0.1)
-        cuda_graph.make_capturable("UpdateStep", "actor_optimizer", optimizer)
+        cuda_graph.make_capturable("actor_optimizer", optimizer)
         assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == is_tensor
         assert optimizer.param_groups[0].get("capturable", True)
 
@@ -407,8 +415,8 @@ def test_refused_in_words():
     parameters = [torch.nn.Parameter(torch.zeros(2))]
     refused = "cannot record critic_optimizer, a LBFGS, .*accepted: .*capturable=True, such as torch.optim.Adam, or SGD"
     with pytest.raises(ValueError, match=refused):
-        cuda_graph.make_capturable("UpdateStep", "critic_optimizer", torch.optim.LBFGS(parameters))
-    cuda_graph.make_capturable("UpdateStep", "critic_optimizer", torch.optim.SGD(parameters, lr=0.1))
+        cuda_graph.make_capturable("critic_optimizer", torch.optim.LBFGS(parameters))
+    cuda_graph.make_capturable("critic_optimizer", torch.optim.SGD(parameters, lr=0.1))
 
 
 @NEEDS_CUDA

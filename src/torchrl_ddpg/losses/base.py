@@ -460,6 +460,7 @@ class DeterministicPolicyLoss(NetworkOwner):
         self.check_loss(term, loss, batch)
         return loss
 
+    @checks.names_errors
     def check_loss(self, term: str, loss: Tensor, batch: Batch) -> None:
         """Raise a ``BatchError`` if a term is NaN or infinite. On a GPU this is skipped: it would synchronise."""
         if checks.readable(loss) and not checks.all_finite(loss):

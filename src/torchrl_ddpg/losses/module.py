@@ -170,18 +170,16 @@ class NetworkOwner(LossModule, metaclass=_NamesErrors):
     def _check_live(self) -> None:
         """Take over a network that has changed; refuse one whose parameters the loss does not know."""
         for name, net in self._nets.items():
-            if self._modules[f"{name}_params"] is not net.params:
-                raise RuntimeError(
-                    f"{name}_params was set to other parameters; the network would not use them. Load the values in "
-                    f"place: loss.{name}_params.data.update_(values)."
-                )
-            moved = self._modules.get(f"target_{name}_params") is not net.targets
-            if net.has_changed():
+            given = self._modules[f"{name}_params"]
+            if given is not net.params:
+                net.adopt(given)
+            elif net.has_changed():
                 self._check_known(net)
-                moved = True
-            if moved:
-                self._build_networks()
-                return
+            elif self._modules.get(f"target_{name}_params") is net.targets:
+                continue
+            setattr(self, f"{name}_params", live_params(net.module, self._held_out(name)))
+            self._build_networks()
+            return
 
     def _check_known(self, net: Network) -> None:
         named = dict(net.module.named_parameters())
@@ -292,7 +290,8 @@ class NetworkOwner(LossModule, metaclass=_NamesErrors):
             stacked = network.removeprefix("target_") == f"{self.critic_name}_params" and not leaf[:1].isdigit()
             if stacked and isinstance(self._owned[self.critic_name], nn.ModuleList):
                 for index, value in enumerate(state_dict.pop(key).unbind(0)):
-                    state_dict[f"{prefix}{network}.{index}.{leaf}"] = value
+                    if f"{index}.{leaf}" in self._modules[network]._parameters | self._modules[network]._buffers:
+                        state_dict[f"{prefix}{network}.{index}.{leaf}"] = value
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _target_sums(self) -> list[float]:

@@ -26,12 +26,14 @@ def named_leaves(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def live_params(module: nn.Module, held_out: Iterable[nn.Parameter] = ()) -> TensorDictParams:
-    """The module's parameters and buffers as TorchRL presents them; those in ``held_out`` come detached."""
+    """The module's parameters and buffers as TorchRL presents them; those in ``held_out`` come once and detached."""
     params = TensorDict.from_module(module, as_module=True)
-    held = {id(parameter) for parameter in held_out}
+    held = {id(parameter): parameter.data for parameter in held_out}
     for key, value in list(params.items(True, True)):
         if id(value) in held:
-            params.set(key, value.data)
+            shown = held[id(value)]
+            held[id(value)] = None  # further critics share it
+            params.del_(key) if shown is None else params.set(key, shown)
     return params
 
 
@@ -86,10 +88,11 @@ class Network:
                 getattr(place[0], place[1])[place[2]] = registered[leaf_name]
                 self._buffers.append((leaf_name, place, registered[leaf_name]))
         self.known = {id(parameter): leaf_name for leaf_name, parameter in module.named_parameters()}
-        self._shape = self._structure()
+        self._structure_then = self._structure()
         self._holders: dict[str, list[tuple[dict[str, Any], str, tuple[str, ...]]]] = {}
         self._roots: dict[str, list[Any]] = {}
         self._renewals: dict[str, list[tuple[dict[str, Tensor], str, dict, str, bool]]] = {}
+        self._holds_params = any(isinstance(part, TensorDictParams) for part in module.modules())
         self.why_no_twin = ""
         try:
             self._build_bodies()
@@ -106,7 +109,7 @@ class Network:
             for name, place in self._parameters:
                 module, slot, own_name = place
                 source = module._parameters if use != "target" else self.targets._buffers  # type: ignore[union-attr]
-                source_name = own_name if use != "target" else name
+                source_name = own_name if use != "target" else self._shown(name, module._parameters[own_name])
                 detach = use == "frozen" or id(module._parameters[own_name]) in self._held
                 renewals.append((body.home(place), own_name, source, source_name, use != "target" and detach))
             if use == "target":
@@ -115,13 +118,17 @@ class Network:
             self._renewals[use] = renewals
             self._holders[use] = body.holders
 
+    def _shown(self, name: str, parameter: Tensor) -> str:
+        """The name of a parameter's target: what critics share with the actor may have one for all of them."""
+        return name if name in self.targets._buffers else self.known[id(parameter)]  # type: ignore[union-attr]
+
     def _structure(self) -> list[tuple[dict, list[Any]]]:
         parts = self.module.modules()
         return [(own, list(own.values())) for part in parts for own in (part._modules, part._parameters)]
 
     def has_changed(self) -> bool:
         """Whether a submodule or a parameter was added, removed or replaced since the network was taken over."""
-        for own, values in self._shape:
+        for own, values in self._structure_then:
             if len(own) != len(values) or not all(map(operator.is_, own.values(), values)):
                 return True
         return False
@@ -168,7 +175,7 @@ class Network:
         return any(isinstance(value, Tensor) and value.requires_grad for value in written)
 
     def _swapped(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int]) -> list[Entries]:
-        if torch.compiler.is_compiling():  # TensorDict's way can be traced
+        if self._holds_params:  # which TensorDict alone can exchange
             params = self.targets if use == "target" and self.targets is not None else self.params
             params = params if use == "online" else params.detach()
             of = [params.get(str(part)) if isinstance(self.module, nn.ModuleList) else params for part in parts]
@@ -186,13 +193,35 @@ class Network:
         leaves: dict[str, Tensor] = {}
         if use == "target" and self.targets is not None:
             buffers = self.targets._buffers
-            leaves = {name: buffers[name] for name, *_ in (*self._parameters, *self._buffers)}  # type: ignore[misc]
+            for name, (module, _, own_name) in self._parameters:
+                leaves[name] = buffers[self._shown(name, module._parameters[own_name])]  # type: ignore[assignment]
+            leaves |= {name: buffers[name] for name, *_ in self._buffers}  # type: ignore[misc]
         else:
             for name, (module, _, own_name) in self._parameters:
                 parameter = module._parameters[own_name]
                 if use != "online" or id(parameter) in self._held:
                     leaves[name] = parameter.detach()
         return {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+
+    def adopt(self, params: TensorDictParams) -> None:
+        """Put other parameters and buffers into the module, in the place of its own.
+
+        Raises:
+            RuntimeError: if they are not parameters with the names and shapes of its own.
+        """
+        theirs, mine = dict(named_leaves(params)), dict(named_leaves(self.params))
+        fits = theirs.keys() == mine.keys() and all(
+            theirs[name].shape == leaf.shape and isinstance(theirs[name], nn.Parameter) == isinstance(leaf, nn.Parameter)
+            for name, leaf in mine.items()
+        )
+        if not fits:
+            raise RuntimeError(
+                f"{self.name}_params was set to something else than parameters with the names and shapes of the "
+                f"network's own; load values in place: loss.{self.name}_params.data.update_(values)."
+            )
+        for name, (module, slot, own_name) in (*self._parameters, *((name, place) for name, place, _ in self._buffers)):
+            if name in theirs and isinstance(theirs[name], nn.Parameter) == (slot == "_parameters"):
+                getattr(module, slot)[own_name] = theirs[name]
 
     def save_buffers(self) -> None:
         """Bring what lies elsewhere by now back into the tensors that the loss saves and loads.

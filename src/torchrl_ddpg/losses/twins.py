@@ -26,6 +26,10 @@ class _Twin:
     # What module.compile() has made calls the module itself.
     _compiled_call_impl = property(lambda self: None)
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """What a module makes of its own class, such as a slice of a Sequential, is no twin."""
+        return cls.twin_of(*args, **kwargs)  # type: ignore[attr-defined]
+
     def __getattr__(self, name: str) -> Any:
         if name in self._parameters:
             return self._parameters[name]
@@ -125,7 +129,7 @@ class Body:
         if "forward" in vars(module):
             raise TwinError(f"the forward of a {type(module).__name__} is its instance's own")
         cls = _twin_class(type(module))
-        twin = self._twins[id(module)] = cls.__new__(cls)
+        twin = self._twins[id(module)] = object.__new__(cls)
         object.__setattr__(twin, "__dict__", vars(module))
         for slot, value in (("_parameters", {}), ("_buffers", {}), ("_modules", {}), ("_of", module)):
             getattr(_Twin, slot).__set__(twin, value)

@@ -12,6 +12,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from torchrl_ddpg import checks
 from torchrl_ddpg.batch import fetch
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 
@@ -25,6 +26,8 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What a loss notes for itself.
 _NOTES = frozenset(("_shared", "_seen", "_nets", "_warned_updater", "_targets_loaded", "_initial_targets", "_estimator"))
+# Calls in a row that find a change, until it is said.
+_TOO_OFTEN = 10
 # Objects in a setting that are looked into; what lies beyond is followed by identity alone.
 _MAX_OBJECTS = 500
 
@@ -172,10 +175,18 @@ class Recordings(Generic[Recording]):
     def __init__(self, watch: Watch, renew: Callable[[], None] = lambda: None) -> None:
         self.watch, self.renew = watch, renew
         self.kept: dict[Hashable, Recording] = {}
+        self.in_a_row = 0
 
     def refresh(self) -> None:
-        """Drop all recordings if they hold what has changed."""
-        if self.watch.has_changed():
+        """Drop all recordings if they hold what has changed; warn if that is so at every call."""
+        changed = self.watch.has_changed()
+        self.in_a_row = self.in_a_row + 1 if changed else 0
+        if self.in_a_row == _TOO_OFTEN:
+            checks.warn(
+                "UpdateStep: something that the recordings hold changes at every call (a setting, a count or a tensor "
+                "that a module assigns), so that nothing is replayed. Change it in place, or leave the recording out."
+            )
+        if changed:
             self.renew()
             self.kept = {}
             self.watch.look()

@@ -158,10 +158,12 @@ class UpdateStep:
 
         Raises:
             ValueError: if the loss's ``reduction`` is ``"none"``, or the batch cannot be used.
-            RuntimeError: if ``record_operators=True`` cannot record the loss's terms.
+            RuntimeError: if gradients are switched off, or ``record_operators=True`` cannot record the loss's terms.
         """
         if self.loss.reduction == "none":
             raise ValueError("the loss's reduction is 'none'; accepted: 'mean' or 'sum'.")
+        if not torch.is_grad_enabled():
+            raise RuntimeError("gradients are switched off (torch.no_grad), so nothing can be trained.")
         with self.loss.reading_once(batch) as read:
             self.count += 1
             with_actor = self.count % self.policy_delay == 0
