@@ -181,7 +181,7 @@ def contestants(width: int, size: int, device: str, critics: int) -> dict[str, C
     found["TorchRL, loss in a loop"] = in_a_loop(torchrl.objectives, *setting)
     found["this library, loss in a loop"] = in_a_loop(torchrl_ddpg, *setting)
     found["this library, UpdateStep"] = update_step(*setting)
-    found["UpdateStep, compile"] = update_step(*setting, compile=True)
+    found["UpdateStep, compile"] = update_step(*setting, record_operators=True)
     if device == "cuda":
         found["UpdateStep, cuda_graph"] = update_step(*setting, cuda_graph=True)
         found["UpdateStep, compile, cuda_graph"] = update_step(*setting, compile=True, cuda_graph=True)
@@ -202,7 +202,7 @@ def compare(device: str, rounds: int) -> None:
 def show_profile(updates: int) -> None:
     """Where an UpdateStep, eager and compiled, spends its time, to the floor of its matrix products alone."""
     for (width, size), compiled in itertools.product(SIZES, (False, True)):
-        update = update_step(width, size, "cpu", 1, compile=compiled)
+        update = update_step(width, size, "cpu", 1, record_operators=compiled)
         interleaved({"update": update}, 5)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             began = time.perf_counter()

@@ -62,7 +62,13 @@ def signature(value: Any) -> Any:
     if isinstance(value, LazyStackedTensorDict):  # its parts may differ in shape
         return tuple(map(signature, value.tensordicts))
     if isinstance(value, TensorDictBase):
-        return value.batch_size, tuple(value.names), tuple((key, signature(part)) for key, part in value.items())
+        parts = [
+            (key, part.shape, part.stride(), part.dtype, part.device)
+            if type(part) is Tensor and part.layout is torch.strided
+            else (key, signature(part))
+            for key, part in value.items()
+        ]
+        return (value.batch_size, *value.names, *parts)
     return type(value), repr(value)
 
 
@@ -77,7 +83,7 @@ class Batch:
         dtype: of rewards, targets and losses.
     """
 
-    __slots__ = ("_form", "counts", "dtype", "first_of_its_kind", "keys", "mask", "mask_keys", "shape", "source", "values")
+    __slots__ = ("_form", "_held", "_next", "counts", "dtype", "first_of_its_kind", "keys", "mask", "mask_keys", "shape", "source", "values")
 
     def __init__(
         self,
@@ -89,6 +95,8 @@ class Batch:
     ) -> None:
         self.source, self.keys, self.shape, self.dtype = source, keys, source.batch_size, dtype
         self._form: tuple | None = None
+        self._next = source.get("next", None)
+        self._held = self._entries()
         self.first_of_its_kind = False  # the loss has not seen such shapes before
         self.mask_keys: tuple[NestedKey, ...] = (
             () if mask_key is None else AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,)
@@ -99,12 +107,13 @@ class Batch:
         # True for each sample of which anything counts, [*B]; None for everything.
         self.counts = self.mask if self.mask is None or self.mask.ndim == depth else self.mask.flatten(depth).any(-1)
 
-    def signature(self) -> tuple:
-        """What the checks of a batch depend on: shapes, dtypes and devices of the entries, and their dimensions."""
-        return (self.shape, tuple(self.source.names), *map(signature, self.values.values()))
+    def write_priority(self, priority: Tensor) -> None:
+        """Write the priority into the user's batch, which still is what was read."""
+        write(self.source, {self.keys.priority: priority})
+        self._held = self._entries()
 
     def form(self) -> tuple:
-        """What a recording depends on: all entries of the batch, whoever reads them."""
+        """What checks and recordings depend on: shapes, strides, dtypes and devices of all entries, and dimensions."""
         if self._form is None:
             self._form = signature(self.source)
         return self._form
@@ -207,8 +216,13 @@ class Batch:
 
     def is_current(self) -> bool:
         """Whether the user's TensorDict still holds what was read of it."""
-        values = fetch(self.source, self.values)
-        return self.shape == self.source.batch_size and all(map(operator.is_, values.values(), self.values.values()))
+        now, then = self._entries(), self._held
+        return len(now) == len(then) and all(map(operator.is_, now, then))
+
+    def _entries(self) -> list[Any]:
+        """The entries of the root and of the next state; to notice that one was replaced."""
+        entries = [self.source.batch_size is self.shape, *self.source.values()]
+        return entries if self._next is None else [*entries, *self._next.values()]
 
     def steps(self) -> Tensor | None:
         """The number of steps to the next observation, from the root or from the next state; 1 where masked."""

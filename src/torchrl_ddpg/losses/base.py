@@ -14,13 +14,13 @@ from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collecti
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.data import TensorSpec
-from torchrl.envs.utils import set_exploration_type
-from torchrl.modules import set_recurrent_mode
+from torchrl.envs.utils import exploration_type, set_exploration_type
+from torchrl.modules import recurrent_mode, set_recurrent_mode
 from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_ddpg import checks, functional
-from torchrl_ddpg.batch import Batch, Transition, fetch, under_next, write
+from torchrl_ddpg.batch import Batch, Transition, under_next
 from torchrl_ddpg.checks import BatchError
 from torchrl_ddpg.losses import bounds as action_bounds
 from torchrl_ddpg.losses.calls import AbsentError, Entries
@@ -46,6 +46,8 @@ def _public(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if exploration_type() is self.deterministic_sampling_mode and recurrent_mode():
+            return method(self, *args, **kwargs)
         with set_exploration_type(self.deterministic_sampling_mode), set_recurrent_mode(True):
             return method(self, *args, **kwargs)
 
@@ -112,7 +114,6 @@ class DeterministicPolicyLoss(NetworkOwner):
     """Entries that a step reads with ``batch.get``, beside those that the networks read."""
     use_prioritized_weights: str | bool
     _selected_out_keys: tuple[str, ...] | None = None
-    _shared: Batch | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -142,6 +143,7 @@ class DeterministicPolicyLoss(NetworkOwner):
         if gamma is not None:
             raise TypeError(f"gamma is set with loss.make_value_estimator(gamma={gamma!r}), not in the constructor.")
         self._check_class()
+        self.__dict__["_reading"] = [None]  # the batch that the terms share while one call of the loss lasts
         super().__init__(
             actor_network,
             critic_network,
@@ -245,8 +247,9 @@ class DeterministicPolicyLoss(NetworkOwner):
         Raises:
             BatchError: as in :meth:`forward`.
         """
-        term = self.critic_term(self.read(tensordict))
-        write(tensordict, {self.tensor_keys.priority: term.priority})  # type: ignore[dict-item]
+        batch = self.read(tensordict)
+        term = self.critic_term(batch)
+        batch.write_priority(term.priority)  # type: ignore[arg-type]
         return term.loss, term.metrics
 
     @_public
@@ -391,10 +394,9 @@ class DeterministicPolicyLoss(NetworkOwner):
         entries = self._run("actor_network", "target", entries, batch)[0]
         action = entries[self.action_keys[0]]
         self._check_bounds(action)
-        with torch.no_grad():
-            action = entries[self.action_keys[0]] = self.bound_target_action(action)
-            values = self._values("target", entries, batch, range(self.num_critics))
-            return self.next_state_value(values, action, batch)
+        action = entries[self.action_keys[0]] = self.bound_target_action(action)
+        values = self._values("target", entries, batch, range(self.num_critics))
+        return self.next_state_value(values, action, batch)
 
     def _run(self, name: str, use: Use, entries: Entries, batch: Batch, parts: Sequence[int] = (0,)) -> list[Entries]:
         net = self._nets[name]
@@ -498,10 +500,11 @@ class DeterministicPolicyLoss(NetworkOwner):
         """While it lasts both terms share what was read and checked of this batch, as long as it stays the same."""
         batch = self.read(tensordict)
         try:
-            self.__dict__["_shared"] = batch
-            yield batch
+            self._reading[0] = batch
+            with set_exploration_type(self.deterministic_sampling_mode), set_recurrent_mode(True):
+                yield batch
         finally:
-            self.__dict__["_shared"] = None
+            self._reading[0] = None
 
     @checks.names_errors
     def read(self, tensordict: TensorDictBase) -> Batch:
@@ -511,14 +514,14 @@ class DeterministicPolicyLoss(NetworkOwner):
             BatchError: if it cannot be used.
         """
         batch = self._read(tensordict)
-        if not torch.compiler.is_compiling() and batch is not self._shared:
+        if not torch.compiler.is_compiling() and batch is not self._reading[0]:
             self._estimator.check_gamma(batch)
             if batch.first_of_its_kind or self._estimator.on_unordered == "raise":
                 self._estimator.check_order(type(self).__name__, batch, self.observed_keys)
         return batch
 
     def _read(self, tensordict: TensorDictBase) -> Batch:
-        shared = self._shared
+        shared = self._reading[0]
         if shared is not None and shared.source is tensordict and shared.is_current():
             return shared
         if not is_tensor_collection(tensordict):
@@ -537,7 +540,7 @@ class DeterministicPolicyLoss(NetworkOwner):
                 f"update, or move them yourself."
             )
         self._check_live()
-        signature = batch.signature()
+        signature = batch.form()
         batch.first_of_its_kind = signature not in self._seen
         if batch.first_of_its_kind:
             batch.check_inputs(self.observed_keys, self._default_device)

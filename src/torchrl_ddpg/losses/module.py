@@ -44,15 +44,28 @@ def _network(name: str, module: Any) -> nn.Module:
     return module
 
 
-class _NamesErrors(type(LossModule)):  # type: ignore[misc]
-    """Errors of construction begin with the name of the class that the user called."""
+class _LossClass(type(LossModule)):  # type: ignore[misc]
+    """Errors of construction begin with the name of the class that the user called.
+
+    And TorchRL's metaclass wraps ``forward`` once more at every level of inheritance, and each method whose name ends
+    in "loss", to enter the modes of a loss, which the terms here enter by themselves.
+    """
+
+    def __init__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> None:
+        super().__init__(name, bases, attributes)
+        ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+        for method in [key for key in vars(cls) if key == "forward" or key.endswith("loss")]:
+            if method not in attributes:
+                delattr(cls, method)
+            elif ours:
+                setattr(cls, method, attributes[method])
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         with checks.named(cls.__name__):
             return super().__call__(*args, **kwargs)
 
 
-class NetworkOwner(LossModule, metaclass=_NamesErrors):
+class NetworkOwner(LossModule, metaclass=_LossClass):
     """A ``LossModule`` with an actor and critics, whose modules are never without their parameters."""
 
     critic_name: ClassVar[str]

@@ -6,6 +6,7 @@ import copy
 import operator
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -88,7 +89,10 @@ class Network:
                 getattr(place[0], place[1])[place[2]] = registered[leaf_name]
                 self._buffers.append((leaf_name, place, registered[leaf_name]))
         self.known = {id(parameter): leaf_name for leaf_name, parameter in module.named_parameters()}
+        parts = list(module.modules())
+        self._structured = [own for part in parts for own in (part._modules, part._parameters)]
         self._structure_then = self._structure()
+        self._pairs = {kind: self._find_pairs(kind) for kind in ("parameters", "buffers")}
         self._holders: dict[str, list[tuple[dict[str, Any], str, tuple[str, ...]]]] = {}
         self._roots: dict[str, list[Any]] = {}
         self._renewals: dict[str, list[tuple[dict[str, Tensor], str, dict, str, bool]]] = {}
@@ -122,16 +126,13 @@ class Network:
         """The name of a parameter's target: what critics share with the actor may have one for all of them."""
         return name if name in self.targets._buffers else self.known[id(parameter)]  # type: ignore[union-attr]
 
-    def _structure(self) -> list[tuple[dict, list[Any]]]:
-        parts = self.module.modules()
-        return [(own, list(own.values())) for part in parts for own in (part._modules, part._parameters)]
+    def _structure(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._structured)))
 
     def has_changed(self) -> bool:
         """Whether a submodule or a parameter was added, removed or replaced since the network was taken over."""
-        for own, values in self._structure_then:
-            if len(own) != len(values) or not all(map(operator.is_, own.values(), values)):
-                return True
-        return False
+        now, then = self._structure(), self._structure_then
+        return len(now) != len(then) or not all(map(operator.is_, now, then))
 
     def run(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int] = (0,)) -> list[Entries]:
         """Run the network.
@@ -240,15 +241,27 @@ class Network:
 
     def pairs(self, kind: str) -> tuple[list[Tensor], list[Tensor]]:
         """Targets and their live sources, of ``kind`` ``"parameters"`` or ``"buffers"``; empty without delay."""
+        places = self._pairs[kind]
+        if kind == "buffers":  # which may have been switched off since
+            places = [p for p in places if p[0][p[1]] is not None and p[2][p[3]] is not None]
+        return [targets[name] for targets, name, _, _ in places], [own[name] for _, _, own, name in places]
+
+    def _find_pairs(self, kind: str) -> list[tuple[dict[str, Any], str, dict[str, Any], str]]:
+        """Where a target and its source lie, each target once."""
         if self.targets is None:
-            return [], []
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+            return []
+        registry, found = self.targets._buffers, {}
         named = self.module.named_parameters if kind == "parameters" else self.module.named_buffers
-        for name, source in named(remove_duplicate=False):
-            target = self.targets._buffers.get(name)
-            if target is not None:
-                found[id(target)] = (target, source)
-        return [target for target, _ in found.values()], [source for _, source in found.values()]
+        for name, _ in named(remove_duplicate=False):
+            path, _, own_name = name.rpartition(".")
+            part = self.module
+            while path and not isinstance(part, TensorDictParams):
+                first, _, path = path.partition(".")
+                part = part._modules[first]
+            own_name = f"{path}.{own_name}" if path else own_name
+            if name in registry:
+                found[id(registry[name])] = (registry, name, getattr(part, f"_{kind}"), own_name)
+        return list(found.values())
 
     def sync(self) -> None:
         """Copy the module's parameters and buffers into the target."""

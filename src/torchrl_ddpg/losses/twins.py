@@ -69,6 +69,7 @@ class TwinError(TypeError):
 
 
 _classes: dict[type, type] = {}
+_own_classes: dict[type, type] = {}
 
 
 def _twin_class(cls: type[nn.Module]) -> type:
@@ -80,13 +81,13 @@ def _twin_class(cls: type[nn.Module]) -> type:
             raise TwinError(f"a class like {cls.__name__} cannot be made: {error}") from error
         if cls.__module__.partition(".")[0] not in ("torch", "tensordict", "torchrl"):
             return made  # not kept: it would keep a user's class alive
-        _classes[cls] = made
+        _classes[cls], _own_classes[made] = made, cls
     return _classes[cls]
 
 
 def own_class(module: nn.Module) -> type:
-    """The class that the user wrote, of a module or of its twin."""
-    return getattr(type(module), "twin_of", type(module))
+    """A module's class; of the twin of a module of PyTorch, TensorDict or TorchRL, the class of that module."""
+    return _own_classes.get(type(module), type(module))
 
 
 def places(module: nn.Module) -> Iterator[tuple[str, Place, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Hashable, Iterable
 from itertools import chain
@@ -25,7 +26,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What a loss notes for itself.
-_NOTES = frozenset(("_shared", "_seen", "_nets", "_warned_updater", "_targets_loaded", "_initial_targets", "_estimator"))
+_NOTES = frozenset(("_reading", "_seen", "_nets", "_warned_updater", "_targets_loaded", "_initial_targets", "_estimator", "_constants"))
 # Calls in a row that find a change, until it is said.
 _TOO_OFTEN = 10
 # Objects in a setting that are looked into; what lies beyond is followed by identity alone.
@@ -100,6 +101,12 @@ def _frozen(value: Any, seen: dict[int, Any]) -> Any:
     return [type(value), *(_frozen(part, seen) for part in parts)]
 
 
+def _is_flat(value: Any) -> bool:
+    """Whether comparing a list or dict with a copy compares all that it holds."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else [value]
+    return all(isinstance(part, _PLAIN) or (isinstance(part, tuple) and _is_flat(part)) for part in parts)
+
+
 def _same(value: Any, other: Any) -> bool:
     return value is other or (type(value) is type(other) and isinstance(value, _PLAIN) and value == other)
 
@@ -133,11 +140,14 @@ class Watch:
         dictionaries += [loss._buffers, *(loss._modules[name]._buffers for name in targets if name in loss._modules)]
         self._dictionaries, self._parameters = dictionaries, list(loss.parameters())
         self._values = self._now()
-        self._settings = [(value, self._freeze(value)) for value in self._mutable()]
+        settings = self._mutable()
+        flat = [value for value in settings if _is_flat(value)]
+        self._flat = [(value, copy.copy(value)) for value in flat]
+        self._settings = [(value, self._freeze(value)) for value in settings if not _is_flat(value)]
 
     def _now(self) -> list[Any]:
         now = list(chain.from_iterable(map(dict.values, self._dictionaries)))
-        now += [value for name, value in vars(self.loss).items() if name not in _NOTES]
+        now += vars(self.loss).values()
         now += [parameter.requires_grad for parameter in self._parameters]
         return now + self.more()
 
@@ -161,6 +171,8 @@ class Watch:
             if not all(map(_same, now, then)):
                 return True
             self._values = now
+        if any(value != copied for value, copied in self._flat):
+            return True
         return any(self._freeze(value) != frozen for value, frozen in self._settings)
 
 
