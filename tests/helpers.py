@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from own_losses import QuantileLoss, RandomEnsembleLoss
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -80,7 +81,7 @@ def make(loss_class=DDPGLoss, seed=0, updater=True, networks_kwargs=None, **kwar
     """A loss that has an updater, so that it does not warn, and whose targets differ from its networks."""
     if loss_class in DEFAULTS:
         kwargs = {**DEFAULTS[loss_class], **kwargs}
-    outputs = kwargs.get("num_atoms", 1)
+    outputs = kwargs.get("num_atoms", 5 if loss_class is QuantileLoss else 1)
     loss = loss_class(*networks(seed, outputs=outputs, **(networks_kwargs or {})), **kwargs)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, buffer in loss.named_buffers():
@@ -113,6 +114,7 @@ DEFAULTS = {
     TD3Loss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0},
     TD3BCLoss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0},
     D4PGLoss: {"v_min": -10.0, "v_max": 10.0, "num_atoms": 21},
+    RandomEnsembleLoss: {"num_qvalue_nets": 3, "subset": 3},
 }
 
 LOSSES = {
@@ -121,4 +123,6 @@ LOSSES = {
     "td3_bc": Case(partial(make, TD3BCLoss), "qvalue_network", "loss_qvalue"),
     "d4pg": Case(partial(make, D4PGLoss), "value_network", "loss_value", ("td0",)),
     "d4pg twin": Case(partial(make, D4PGLoss, num_value_nets=2), "value_network", "loss_value", ("td0",)),
+    "own: quantiles": Case(partial(make, QuantileLoss), "value_network", "loss_value", ("td0",)),
+    "own: random ensemble": Case(partial(make, RandomEnsembleLoss), "qvalue_network", "loss_qvalue"),
 }

@@ -20,11 +20,15 @@ def updates(build, optimizer=torch.optim.Adam, delay=1, **options):
     made = []
     for compiled in (True, False):
         loss = build()
-        actor, critic = (loss.get_stateful_net(name, copy=False).parameters() for name in ("actor_network", loss.critic_name))
+        actor, critic = (
+            loss.get_stateful_net(name, copy=False).parameters() for name in ("actor_network", loss.critic_name)
+        )
         optimizers = {"actor_optimizer": optimizer(actor, lr=1e-2), "critic_optimizer": optimizer(critic, lr=1e-2)}
         updater = SoftUpdate(loss, tau=0.1)
         made.append(
-            UpdateStep(loss, **optimizers, target_updater=updater, policy_delay=delay, record_operators=compiled, **options)
+            UpdateStep(
+                loss, **optimizers, target_updater=updater, policy_delay=delay, record_operators=compiled, **options
+            )
         )
     return made
 
@@ -259,7 +263,9 @@ def reading(way):
 def test_what_cannot_be_recorded_is_refused(way):
     recorded, _ = updates(lambda: reading(way))
     recorded(batch(8, seed=0))
-    words = r"UpdateStep: record_operators=True cannot record loss_.*\(.+\): mostly the Python of a network .* Leave rec"
+    words = (
+        r"UpdateStep: record_operators=True cannot record loss_.*\(.+\): mostly the Python of a network .* Leave rec"
+    )
     with pytest.raises(RuntimeError, match=words):  # noqa: PT012
         for seed in (1, 2, 3, 4, 5):
             recorded(batch(8, seed=seed))
@@ -391,7 +397,7 @@ def test_a_bad_batch_is_named_and_the_next_is_taken():
             if seed:  # not as the first of its kind
                 with pytest.raises(ValueError, match="DDPGLoss: actor_network cannot run on this batch"):
                     update.loss.loss_actor(bad)
-                with pytest.raises(ValueError, match="_network cannot run on this batch|not finite|out of range"):
+                with pytest.raises(ValueError, match=r"_network cannot run on this batch|not finite|out of range"):
                     update(bad)
         assert_go_on_alike(recorded, eager, first=seed, count=1)
     assert replayed(recorded)

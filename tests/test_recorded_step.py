@@ -1,5 +1,4 @@
-"""UpdateStep compiled, or as a CUDA graph, is the eager UpdateStep; off CUDA a stand-in plays the graph's part.
-"""
+"""UpdateStep compiled, or as a CUDA graph, is the eager UpdateStep; off CUDA a stand-in plays the graph's part."""
 
 import contextlib
 import copy

@@ -83,7 +83,20 @@ class Batch:
         dtype: of rewards, targets and losses.
     """
 
-    __slots__ = ("_form", "_held", "_next", "counts", "dtype", "first_of_its_kind", "keys", "mask", "mask_keys", "shape", "source", "values")
+    __slots__ = (
+        "_form",
+        "_held",
+        "_next",
+        "counts",
+        "dtype",
+        "first_of_its_kind",
+        "keys",
+        "mask",
+        "mask_keys",
+        "shape",
+        "source",
+        "values",
+    )
 
     def __init__(
         self,
@@ -259,7 +272,11 @@ class Batch:
         reward_key = under_next(self.keys.reward)
         reward = self.require(reward_key, f"the reward of set_keys(reward={self.keys.reward!r})")
         reward = checks.number(reward_key, reward)
-        has_done = needs_done or self.keys.done != type(self.keys)().done or self.values.get(under_next(self.keys.done)) is not None
+        has_done = (
+            needs_done
+            or self.keys.done != type(self.keys)().done
+            or self.values.get(under_next(self.keys.done)) is not None
+        )
         done = self._flag("done", reward_key, reward) if has_done else None
         terminated = self._flag("terminated", reward_key, reward)
         steps = self.steps()
@@ -365,4 +382,6 @@ def write(batch: TensorDictBase, entries: dict[NestedKey, Tensor]) -> None:
         try:
             batch.set(key, value)
         except AttributeError as error:
-            raise BatchError(f"the batch has no field {key!r} for the priority; add it, or pass a TensorDict.") from error
+            raise BatchError(
+                f"the batch has no field {key!r} for the priority; add it, or pass a TensorDict."
+            ) from error

@@ -156,7 +156,9 @@ def flag(key: NestedKey, value: Any) -> Tensor:
     if isinstance(value, Tensor) and value.dtype is torch.bool:
         return value
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
-        raise BatchError(f"{key!r} is {describe(value)}; accepted: a tensor of bool, or of integers 0 and 1. Cast: x != 0.")
+        raise BatchError(
+            f"{key!r} is {describe(value)}; accepted: a tensor of bool, or of integers 0 and 1. Cast: x != 0."
+        )
     return value != 0
 
 

@@ -1,4 +1,4 @@
-"""How the critic's targets are made: TD(0), TD(1), TD(lambda) or the user's own estimator, with what each asks of a batch."""
+"""How the critic's targets are made: TD(0), TD(1), TD(lambda) or the user's own, and what each asks of a batch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torchrl.objectives.utils import default_value_kwargs
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
 from torchrl_ddpg import checks, functional
-from torchrl_ddpg.checks import BatchError
 from torchrl_ddpg.batch import Batch, Transition, under_next
+from torchrl_ddpg.checks import BatchError
 
 ESTIMATORS: dict[ValueEstimators, type[ValueEstimatorBase]] = {
     ValueEstimators.TD0: TD0Estimator,
@@ -115,7 +115,7 @@ class Estimator:
         return members.get(type(self.module), type(self.module))
 
     def set_keys(self, tensor_keys: Any) -> None:
-        """Hand the loss's keys to the estimator: those that it knows, and the value's unless its network has another."""
+        """Hand the loss's keys to the estimator: those that it knows, and the value's unless it has a network."""
         built_in = type(self.module) in ESTIMATORS.values()
         if built_in:
             self.module.value_network = None  # which may write the value under another name

@@ -1,4 +1,4 @@
-"""The public base class of the losses: the two terms, what every loss shares in them, and the steps that a loss overrides."""
+"""The public base class of the losses: the two terms, what losses share in them, and the steps that one overrides."""
 
 from __future__ import annotations
 
@@ -178,7 +178,14 @@ class DeterministicPolicyLoss(NetworkOwner):
         shared = {*losses, *_SHARED_METRICS, *(f"{metric}_max" for metric in _SHARED_METRICS)}
         unknown = [key for key in cls.all_out_keys if key not in shared]
         base = DeterministicPolicyLoss
-        givers = ("critic_target", "actor_sample_losses", "loss_value", "loss_actor", cls.critic_method, cls.actor_method)
+        givers = (
+            "critic_target",
+            "actor_sample_losses",
+            "loss_value",
+            "loss_actor",
+            cls.critic_method,
+            cls.actor_method,
+        )
         if unknown and all(getattr(cls, step) is getattr(base, step, None) for step in givers):
             raise TypeError(
                 f"all_out_keys holds {', '.join(map(repr, unknown))}, which no step gives; accepted: metrics that "
@@ -205,9 +212,8 @@ class DeterministicPolicyLoss(NetworkOwner):
         """
         if "tensordict" in kwargs:
             args = (kwargs.pop("tensordict"), *args)
-        if args and not isinstance(args[0], Tensor):
-            if len(args) == 1 and not kwargs:
-                return self._forward(args[0])
+        if len(args) == 1 and not kwargs and not isinstance(args[0], Tensor):
+            return self._forward(args[0])
         if kwargs:
             accepted = ["_".join(key if isinstance(key, tuple) else (key,)) for key in self.call_keys]
             unknown = [name for name in kwargs if name not in accepted]

@@ -37,9 +37,7 @@ def read(
         try:
             low, high = (torch.as_tensor(bound, dtype=torch.get_default_dtype()) for bound in bounds or ())
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"bounds is {bounds!r}; accepted: a pair (low, high) of numbers or tensors."
-            ) from error
+            raise TypeError(f"bounds is {bounds!r}; accepted: a pair (low, high) of numbers or tensors.") from error
     if not bool((low <= high).all()):
         raise ValueError(f"the lowest action {low.tolist()} exceeds the highest {high.tolist()} somewhere.")
     return _unbatched(low, high)

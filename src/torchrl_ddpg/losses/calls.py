@@ -82,9 +82,7 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
     return entries
 
 
-def run_with(
-    module: TensorDictModuleBase, leaves: dict[str, Tensor], entries: Entries, shape: torch.Size
-) -> Entries:
+def run_with(module: TensorDictModuleBase, leaves: dict[str, Tensor], entries: Entries, shape: torch.Size) -> Entries:
     """Run a module as :func:`run` does while ``leaves``, by their dotted names, stand in for its own."""
     output = torch.func.functional_call(module, leaves, (TensorDict(entries, batch_size=shape),), tie_weights=False)
     return {**entries, **{key: output.get(key, None) for key in module.out_keys}}

@@ -18,6 +18,8 @@ from torchrl_ddpg.losses.networks import Network, ensemble, live_params, named_l
 
 def _fingerprint(tensor: Tensor) -> float:
     """A number that changes when the values change or change places."""
+    if tensor.is_meta:  # a shape that a network keeps, without values
+        return 0.0
     flat = tensor.detach().cpu().double().nan_to_num().flatten()
     return float(flat @ torch.linspace(1, 2, len(flat), dtype=torch.float64))
 
@@ -195,22 +197,28 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
             return
 
     def _check_known(self, net: Network) -> None:
-        named = dict(net.module.named_parameters())
+        named = {name: leaf for name, leaf in net.module.named_parameters() if not leaf.is_meta}
         unknown = next((name for name, parameter in named.items() if id(parameter) not in net.known), None)
         if unknown is None:
             return
         present = set(map(id, named.values()))
         gone = next((name for parameter, name in net.known.items() if parameter not in present), None)
-        what = f"the parameter {gone!r} of {net.name} was replaced" if gone else f"{net.name} got a parameter {unknown!r}"
+        what = (
+            f"the parameter {gone!r} of {net.name} was replaced" if gone else f"{net.name} got a parameter {unknown!r}"
+        )
         raise RuntimeError(
-            f"{what} after the loss was built; the loss and its optimizer hold {'the old one' if gone else 'none like it'}. "
-            f"Load values in place (load_state_dict, copy_), or build a new loss."
+            f"{what} after the loss was built; the loss and its optimizer hold "
+            f"{'the old one' if gone else 'none like it'}. Load values in place (load_state_dict, copy_), or build a "
+            f"new loss."
         )
 
     def state(self) -> list[Tensor]:
         """Tensors that a term may change in place, such as running statistics."""
         parts = [part for net in self._nets.values() for part in net.module.modules()]
-        return [*self.buffers(), *(value for part in parts for value in vars(part).values() if isinstance(value, Tensor))]
+        return [
+            *self.buffers(),
+            *(value for part in parts for value in vars(part).values() if isinstance(value, Tensor)),
+        ]
 
     def __getattr__(self, item: str) -> Any:
         # LossModule's own warns about missing updaters at every access.

@@ -29,9 +29,11 @@ def named_leaves(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def live_params(module: nn.Module, held_out: Iterable[nn.Parameter] = ()) -> TensorDictParams:
     """The module's parameters and buffers as TorchRL presents them; those in ``held_out`` come once and detached."""
     params = TensorDict.from_module(module, as_module=True)
-    held = {id(parameter): parameter.data for parameter in held_out}
+    held: dict[int, Tensor | None] = {id(parameter): parameter.data for parameter in held_out}
     for key, value in list(params.items(True, True)):
-        if id(value) in held:
+        if value.is_meta:  # nothing that could be trained
+            params.set(key, value.data)
+        elif id(value) in held:
             shown = held[id(value)]
             held[id(value)] = None  # further critics share it
             params.del_(key) if shown is None else params.set(key, shown)
@@ -90,7 +92,9 @@ class Network:
                 self._buffers.append((leaf_name, place, registered[leaf_name]))
         self.known = {id(parameter): leaf_name for leaf_name, parameter in module.named_parameters()}
         parts = list(module.modules())
-        self._structured = [own for part in parts for own in (part._modules, part._parameters)]
+        owned: list[dict[str, Any]] = [own for part in parts for own in (part._modules, part._parameters)]
+        # Empty modules, which networks of several agents fill at each call, hold other objects after it.
+        self._structured = [own for own in owned if not any(getattr(value, "is_meta", False) for value in own.values())]
         self._structure_then = self._structure()
         self._pairs = {kind: self._find_pairs(kind) for kind in ("parameters", "buffers")}
         self._holders: dict[str, list[tuple[dict[str, Any], str, tuple[str, ...]]]] = {}
@@ -104,15 +108,17 @@ class Network:
             self.why_no_twin = str(error)
 
     def _build_bodies(self) -> None:
-        uses: list[Use] = ["frozen", *(("target",) if self.targets is not None else ()), *(("online",) * bool(self._held))]
+        uses: list[Use] = ["frozen"]
+        uses += ["target"] if self.targets is not None else []
+        uses += ["online"] if self._held else []
         for use in uses:
             body = Body(self.module)
             root = body.root
             self._roots[use] = list(root) if isinstance(self.module, nn.ModuleList) else [root]
             renewals = []
             for name, place in self._parameters:
-                module, slot, own_name = place
-                source = module._parameters if use != "target" else self.targets._buffers  # type: ignore[union-attr]
+                module, _, own_name = place
+                source: Any = module._parameters if use != "target" else self.targets._buffers  # type: ignore[union-attr]
                 source_name = own_name if use != "target" else self._shown(name, module._parameters[own_name])
                 detach = use == "frozen" or id(module._parameters[own_name]) in self._held
                 renewals.append((body.home(place), own_name, source, source_name, use != "target" and detach))
@@ -122,12 +128,12 @@ class Network:
             self._renewals[use] = renewals
             self._holders[use] = body.holders
 
-    def _shown(self, name: str, parameter: Tensor) -> str:
+    def _shown(self, name: str, parameter: Any) -> str:
         """The name of a parameter's target: what critics share with the actor may have one for all of them."""
         return name if name in self.targets._buffers else self.known[id(parameter)]  # type: ignore[union-attr]
 
     def _structure(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self._structured)))
+        return list(chain.from_iterable(own.values() for own in self._structured))
 
     def has_changed(self) -> bool:
         """Whether a submodule or a parameter was added, removed or replaced since the network was taken over."""
@@ -166,14 +172,30 @@ class Network:
         """What a use puts in the place of a ``TensorDictParams``."""
         if use == "target":
             return self.targets.get(path)  # type: ignore[union-attr]
-        params = self.module.get_submodule(".".join(path))
+        params: Any = self.module.get_submodule(".".join(path))
         every = use == "frozen"
         return params.apply(lambda leaf: leaf.detach() if every or id(leaf) in self._held else leaf)
 
     def _leads_back(self, outputs: list[Entries]) -> bool:
-        """Whether a pass without a live parameter has met one: a list of submodules, say, that the module keeps."""
-        written = [output.get(key) for output in outputs for key in self.parts[0].out_keys]
-        return any(isinstance(value, Tensor) and value.requires_grad for value in written)
+        """Whether a target pass has met a live parameter: in a list of submodules, say, that the module keeps."""
+        for output in outputs:
+            for key, value in output.items():
+                if isinstance(value, Tensor) and value.requires_grad:
+                    if self._reaches_live(value):
+                        return True
+                    output[key] = value.detach()
+        return False
+
+    def _reaches_live(self, value: Tensor) -> bool:
+        nodes, seen = [value.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                if id(getattr(node, "variable", None)) in self.known:
+                    return True
+                nodes += [following for following, _ in node.next_functions]
+        return False
 
     def _swapped(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int]) -> list[Entries]:
         if self._holds_params:  # which TensorDict alone can exchange
@@ -199,7 +221,7 @@ class Network:
             leaves |= {name: buffers[name] for name, *_ in self._buffers}  # type: ignore[misc]
         else:
             for name, (module, _, own_name) in self._parameters:
-                parameter = module._parameters[own_name]
+                parameter: Any = module._parameters[own_name]
                 if use != "online" or id(parameter) in self._held:
                     leaves[name] = parameter.detach()
         return {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
@@ -212,7 +234,8 @@ class Network:
         """
         theirs, mine = dict(named_leaves(params)), dict(named_leaves(self.params))
         fits = theirs.keys() == mine.keys() and all(
-            theirs[name].shape == leaf.shape and isinstance(theirs[name], nn.Parameter) == isinstance(leaf, nn.Parameter)
+            theirs[name].shape == leaf.shape
+            and isinstance(theirs[name], nn.Parameter) == isinstance(leaf, nn.Parameter)
             for name, leaf in mine.items()
         )
         if not fits:
@@ -254,7 +277,7 @@ class Network:
         named = self.module.named_parameters if kind == "parameters" else self.module.named_buffers
         for name, _ in named(remove_duplicate=False):
             path, _, own_name = name.rpartition(".")
-            part = self.module
+            part: Any = self.module
             while path and not isinstance(part, TensorDictParams):
                 first, _, path = path.partition(".")
                 part = part._modules[first]

@@ -76,7 +76,10 @@ def _twin_class(cls: type[nn.Module]) -> type:
     if cls not in _classes:
         mixin = _RecurrentTwin if issubclass(cls, nn.RNNBase) else _Twin
         try:
-            made = type(cls)(cls.__name__, (mixin, cls), {"__slots__": (), "__module__": cls.__module__, "twin_of": cls})
+            metaclass: Any = type(cls)
+            made = metaclass(
+                cls.__name__, (mixin, cls), {"__slots__": (), "__module__": cls.__module__, "twin_of": cls}
+            )
         except TypeError as error:
             raise TwinError(f"a class like {cls.__name__} cannot be made: {error}") from error
         if cls.__module__.partition(".")[0] not in ("torch", "tensordict", "torchrl"):
@@ -130,7 +133,8 @@ class Body:
         if "forward" in vars(module):
             raise TwinError(f"the forward of a {type(module).__name__} is its instance's own")
         cls = _twin_class(type(module))
-        twin = self._twins[id(module)] = object.__new__(cls)
+        twin: Any = object.__new__(cls)
+        self._twins[id(module)] = twin
         object.__setattr__(twin, "__dict__", vars(module))
         for slot, value in (("_parameters", {}), ("_buffers", {}), ("_modules", {}), ("_of", module)):
             getattr(_Twin, slot).__set__(twin, value)

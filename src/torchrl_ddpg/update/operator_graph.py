@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import linecache
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -52,10 +51,8 @@ _BINDINGS = {
 
 
 # How Python gets at values, which then are no tensors any more.
-_READS = tuple(
-    getattr(Tensor, name)
-    for name in "item tolist numpy __array__ __bool__ __int__ __float__ __index__ __complex__ __dlpack__".split()
-)
+_READS = [Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__, Tensor.__float__]
+_READS += [Tensor.__index__, Tensor.__complex__, Tensor.__dlpack__]
 
 
 class NotRecordableError(Exception):
@@ -76,8 +73,8 @@ class OperatorGraph:
 
     The first call lets the function say what is wrong with a batch, and a form of batch seen only once is not recorded.
     The second notes the operators, those of its gradients among them. The third runs both, and so does every
-    ``COMPARE_EVERY``-th from then on, so that what Python does with values is found out. Parameters and buffers are read
-    where they lie: a replay sees changes made in place.
+    ``COMPARE_EVERY``-th from then on, so that what Python does with values is found out. Parameters and buffers are
+    read where they lie: a replay sees changes made in place.
 
     Args:
         function: what to record.
@@ -166,7 +163,7 @@ class OperatorGraph:
 
 def _forget_source(module: fx.GraphModule) -> None:
     """Let go of the generated source, which torch.fx keeps for tracebacks as long as the process lives."""
-    name = module.forward.__func__.__code__.co_filename
+    name = type(module).forward.__code__.co_filename
     fx.graph_module._loader.eval_cache.pop(name, None)  # no public name
     linecache.cache.pop(name, None)
 

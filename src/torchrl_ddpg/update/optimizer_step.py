@@ -50,6 +50,7 @@ def _step_is_its_own(optimizer: Optimizer) -> bool:
     """Whether nobody hooks into ``step()`` or, as schedulers do, has put another in its place."""
     return not (
         "step" in vars(optimizer)
+        or hasattr(optimizer, "grad_scale")  # a GradScaler's
         or optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or torch_optimizer._global_optimizer_pre_hooks

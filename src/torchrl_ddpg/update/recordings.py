@@ -1,4 +1,4 @@
-"""What recordings of an update share: the form of a batch, one recording for each, and what Python changes under them."""
+"""What recordings of an update share: the form of a batch, a recording for each, and what Python changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # What a loss notes for itself.
-_NOTES = frozenset(("_reading", "_seen", "_nets", "_warned_updater", "_targets_loaded", "_initial_targets", "_estimator", "_constants"))
+_NOTES = frozenset(
+    ("_reading", "_seen", "_nets", "_warned_updater", "_targets_loaded", "_initial_targets", "_estimator", "_constants")
+)
 # Calls in a row that find a change, until it is said.
 _TOO_OFTEN = 10
 # Objects in a setting that are looked into; what lies beyond is followed by identity alone.
@@ -93,7 +95,13 @@ def _frozen(value: Any, seen: dict[int, Any]) -> Any:
     elif isinstance(value, dict):
         parts = chain(value.keys(), value.values())
     else:
-        foreign = type(value).__module__.partition(".")[0] in ("torch", "tensordict", "torchrl", "functools", "builtins")
+        foreign = type(value).__module__.partition(".")[0] in (
+            "torch",
+            "tensordict",
+            "torchrl",
+            "functools",
+            "builtins",
+        )
         if foreign or isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
             return _Same(value)
         parts = vars(value).values()
@@ -115,8 +123,8 @@ class Watch:
     """Tells whether Python has changed what recordings hold.
 
     Followed are, on the loss, its value estimator and every module of its networks: attributes that are set, replaced
-    or removed, parameters, buffers and targets that are other tensors than before, what is trained, hooks, and what lies
-    in lists, dicts and objects that are attributes. What is done to a tensor in place is seen by a replay itself.
+    or removed, parameters, buffers and targets that are other tensors than before, what is trained, hooks, and what
+    lies in lists, dicts and objects that are attributes. What is done to a tensor in place is seen by a replay itself.
 
     Args:
         loss: the loss.

@@ -136,7 +136,9 @@ class UpdateStep:
             optimizer = getattr(self, role)
             checks.instance(role, optimizer, Optimizer)
             if isinstance(optimizer, torch.optim.LBFGS):
-                raise ValueError(f"{role} is LBFGS, which needs a closure; accepted: an optimizer that steps without one.")
+                raise ValueError(
+                    f"{role} is LBFGS, which needs a closure; accepted: an optimizer that steps without one."
+                )
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             wanted = [id(p) for p in getattr(self.loss, f"{name}_params").parameters() if p.requires_grad]
             if wanted and not held.intersection(wanted):
