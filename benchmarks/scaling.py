@@ -33,10 +33,10 @@ def show_updates(device: str, rounds: int) -> None:
     rows = []
     for name, value, setting in settings:
         ways = {"hand": hand_written(*setting), "eager": update_step(*setting)}
-        hand, *ours = interleaved({**ways, "compile": update_step(*setting, record_operators=True)}, rounds).values()
+        hand, *ours = interleaved({**ways, "record": update_step(*setting, record_operators=True)}, rounds).values()
         rows.append([name, value, *ours, *(time / hand for time in ours)])
     print(f"UpdateStep on {device}; DDPG with one critic, TD3 without delay with more:\n")
-    print_table(["", "size", "eager, ms", "compile, ms", "eager of hand-written", "compile of hand-written"], rows)
+    print_table(["", "size", "eager, ms", "recorded, ms", "eager of hand-written", "recorded of hand-written"], rows)
 
 
 def show_collection(frames: int) -> None:

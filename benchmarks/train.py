@@ -121,7 +121,7 @@ def commands(random_frames: int, device: str) -> dict[str, list[str]]:
     options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000}
     trainer = [sys.executable, str(TRAINER), "mujoco", *(str(word) for pair in options.items() for word in pair)]
     this = [sys.executable, str(Path(__file__).resolve()), "--device", device]
-    eager = ["--no-compile"] if device == "cuda" else []  # the preset compiles, which on the CPU means to record
+    compiled = ["--compile"] if device == "cuda" else []
     ways = {
         "SB3": [*this, "--sb3", "--warm-up", str(2 * random_frames)],
         "this trainer, collecting in turn": [*trainer, *eager, "--collector", "sync"],

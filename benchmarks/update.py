@@ -181,8 +181,10 @@ def contestants(width: int, size: int, device: str, critics: int) -> dict[str, C
     found["TorchRL, loss in a loop"] = in_a_loop(torchrl.objectives, *setting)
     found["this library, loss in a loop"] = in_a_loop(torchrl_ddpg, *setting)
     found["this library, UpdateStep"] = update_step(*setting)
-    found["UpdateStep, compile"] = update_step(*setting, record_operators=True)
-    if device == "cuda":
+    if device == "cpu":
+        found["UpdateStep, record_operators"] = update_step(*setting, record_operators=True)
+    else:
+        found["UpdateStep, compile"] = update_step(*setting, compile=True)
         found["UpdateStep, cuda_graph"] = update_step(*setting, cuda_graph=True)
         found["UpdateStep, compile, cuda_graph"] = update_step(*setting, compile=True, cuda_graph=True)
     return found
@@ -200,9 +202,9 @@ def compare(device: str, rounds: int) -> None:
 
 
 def show_profile(updates: int) -> None:
-    """Where an UpdateStep, eager and compiled, spends its time, to the floor of its matrix products alone."""
-    for (width, size), compiled in itertools.product(SIZES, (False, True)):
-        update = update_step(width, size, "cpu", 1, record_operators=compiled)
+    """Where an UpdateStep, eager and recorded, spends its time, to the floor of its matrix products alone."""
+    for (width, size), recorded in itertools.product(SIZES, (False, True)):
+        update = update_step(width, size, "cpu", 1, record_operators=recorded)
         interleaved({"update": update}, 5)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             began = time.perf_counter()
@@ -214,7 +216,7 @@ def show_profile(updates: int) -> None:
         rest = sorted(((value, f"`{key}`") for key, value in own.items()), reverse=True)
         operators = [(products, "matrix products"), *rest[:9], (sum(value for value, _ in rest[9:]), "other operators")]
         operators.append((wall - sum(value for value, _ in operators), "Python between them"))
-        way = "compile" if compiled else "eager"
+        way = "record_operators" if recorded else "eager"
         print(f"DDPG UpdateStep, {way}, two layers of {width}, batch {size}, under the profiler:\n")
         print_table(["", "ms an update", "share"], [[name, value, value / wall] for value, name in operators])
 

@@ -102,7 +102,8 @@ class Config:
     critic_lr: float = 1e-3  # Learning rate of the critic.
     critic_weight_decay: float = 0.0  # Weight decay of the critic. Tutorial: 1e-2, return 420 [547].
     max_grad_norm: float = 10.0  # Gradient norm above which a network's gradient is clipped; 0 = never.
-    compile: bool = False  # Compile the update, or on a CPU record its operators: same numbers, sooner.
+    compile: bool = False  # Compile the update with torch.compile.
+    record_operators: bool = False  # On a CPU, record the update's operators: the same numbers, sooner.
     cuda_graph: bool = False  # Replay the update as one CUDA graph; needs --device cuda.
     hidden: tuple[int, ...] = (256, 256)  # Widths of the hidden layers. Tutorial: 400, 300.
     action_layer: Literal[0, 1] = 1  # Hidden layers before the critic sees the action; 0 for td3 and td3-bc.
@@ -131,7 +132,7 @@ PRESETS = {
         actor_lr=3e-4,
         critic_lr=3e-4,
         max_grad_norm=0.0,
-        compile=True,
+        record_operators=True,
         action_layer=0,
         threads=2,
     ),

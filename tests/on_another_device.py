@@ -161,8 +161,8 @@ def test_what_is_given_on_the_cpu_follows_the_networks(loss_class):
     "words",
     [
         "",
-        "mujoco --no-compile --env.name Pendulum-v1 --collector sync",
-        "mujoco --no-compile --env.name Pendulum-v1 --collector async",
+        "mujoco --env.name Pendulum-v1 --collector sync",
+        "mujoco --env.name Pendulum-v1 --collector async",
         "--loss td3 --noise.kind gaussian --n-steps 3 --estimator td0 --replay.unit transition --replay.prefetch 2",
         "--loss d4pg --estimator td0 --v-min -100 --target-update hard --env.backend torchrl",
     ],

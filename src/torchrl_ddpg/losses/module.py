@@ -143,11 +143,11 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
         self.observed_keys = [key for key in (*actor.in_keys, *self.value_exclusive_keys) if key != "_"]
 
     def _register_constant(self, name: str, value: Tensor | None) -> None:
-        """A buffer that is configuration: beside the networks, in a dtype of its own, not saved."""
+        """A buffer that is configuration: beside the networks, in a dtype of its own, saved and not loaded."""
         if value is not None:
             self._constants[name] = value
             value = value.to(device=self._default_device)
-        self.register_buffer(name, value, persistent=False)
+        self.register_buffer(name, value)
 
     @property
     def has_updater(self) -> bool:
@@ -184,21 +184,23 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
 
     def _check_live(self) -> None:
         """Take over a network that has changed; refuse one whose parameters the loss does not know."""
+        changed = False
         for name, net in self._nets.items():
             given = self._modules[f"{name}_params"]
-            if given is not net.params:
-                net.adopt(given)
-            elif net.has_changed():
-                self._check_known(net)
-            elif self._modules.get(f"target_{name}_params") is net.targets:
-                continue
-            setattr(self, f"{name}_params", live_params(net.module, self._held_out(name)))
+            if given is not net.params or net.has_changed():
+                net.settle(given)
+                if given is net.params:
+                    self._check_known(net)
+                changed = True
+                changed = True
+            changed |= self._modules.get(f"target_{name}_params") is not net.targets
+        if changed:
             self._build_networks()
-            return
 
     def _check_known(self, net: Network) -> None:
         named = {name: leaf for name, leaf in net.module.named_parameters() if not leaf.is_meta}
-        unknown = next((name for name, parameter in named.items() if id(parameter) not in net.known), None)
+        known = net.known | {id(leaf): name for name, leaf in net.params.items(True, True)}
+        unknown = next((name for name, parameter in named.items() if id(parameter) not in known), None)
         if unknown is None:
             return
         present = set(map(id, named.values()))
@@ -292,10 +294,30 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
         """TorchRL calls this when ``set_vmap_randomness`` is used; critics run one after the other here."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As in ``nn.Module``, with buffers as the networks hold them now."""
+        """As in ``nn.Module``, with buffers as the networks hold them now.
+
+        Critics that are alike are stacked along a first dimension, as TorchRL has them, so that its losses can load it.
+        """
         for net in self._nets.values():
             net.save_buffers()
-        return super().state_dict(*args, **kwargs)
+        state = super().state_dict(*args, **kwargs)
+        prefix, count = kwargs.get("prefix", ""), self.num_critics
+        for network in (f"{prefix}{self.critic_name}_params.", f"{prefix}target_{self.critic_name}_params."):
+            leaves = [key.removeprefix(f"{network}0.") for key in state if key.startswith(f"{network}0.")]
+            for leaf in leaves if self._alike(state, network, leaves) else ():
+                critics = [state.pop(f"{network}{index}.{leaf}", None) for index in range(count)]
+                # What critics share with the actor and do not train is held once.
+                state[network + leaf] = torch.stack([critics[0] if value is None else value for value in critics])
+        return state
+
+    def _alike(self, state: dict[str, Any], network: str, leaves: list[str]) -> bool:
+        """Whether there are several critics with parameters of the same names and shapes."""
+        others = [key for key in state if key.startswith(network) and not key.startswith(f"{network}0.")]
+        firsts = [f"{network}0.{key.removeprefix(network).partition('.')[2]}" for key in others]
+        several = isinstance(self._owned[self.critic_name], nn.ModuleList) and bool(leaves)
+        return several and all(
+            f in state and state[f].shape == state[k].shape for f, k in zip(firsts, others, strict=True)
+        )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for net in self._nets.values():
@@ -303,7 +325,7 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
         for key in list(state_dict):
             name = key.removeprefix(prefix)
             # TorchRL saves gamma and bounds, which are configuration here, and stacks the parameters of its critics.
-            if name.startswith("_value_estimator.") or name in ("min_action", "max_action"):
+            if name.startswith("_value_estimator."):
                 del state_dict[key]
                 continue
             self._targets_loaded |= name.startswith("target_")
@@ -313,6 +335,8 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
                 for index, value in enumerate(state_dict.pop(key).unbind(0)):
                     if f"{index}.{leaf}" in self._modules[network]._parameters | self._modules[network]._buffers:
                         state_dict[f"{prefix}{network}.{index}.{leaf}"] = value
+        for name in self._constants:
+            state_dict[prefix + name] = self._buffers[name]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _target_sums(self) -> list[float]:

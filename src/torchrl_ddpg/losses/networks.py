@@ -55,6 +55,19 @@ def target_params(params: TensorDictParams, values: TensorDictParams | None = No
     return TensorDictParams(params.apply(target, *others, filter_empty=False), no_convert=True)
 
 
+def _named(params: TensorDictParams) -> dict[str, Tensor]:
+    """The leaves by their dotted names."""
+    return {key if isinstance(key, str) else ".".join(key): leaf for key, leaf in params.items(True, True)}
+
+
+def _nested(params: Any) -> Iterator[Any]:
+    """A TensorDict and those that it holds."""
+    yield params
+    for value in params.values():
+        if isinstance(value, TensorDict):
+            yield from _nested(value)
+
+
 class Network:
     """One network, or several critics, as the loss runs it.
 
@@ -81,6 +94,7 @@ class Network:
         self.name, self.module, self.params, self.targets = name, module, params, targets
         self.parts: Sequence[TensorDictModuleBase] = list(module) if isinstance(module, nn.ModuleList) else [module]
         self._held = {id(parameter) for parameter in held_out}
+        self._target_leaves = {} if targets is None else _named(targets)
         registered = dict(named_leaves(params))
         self._parameters: list[tuple[str, Place]] = []
         self._buffers: list[tuple[str, Place, Tensor]] = []
@@ -94,6 +108,11 @@ class Network:
         parts = list(module.modules())
         owned: list[dict[str, Any]] = [own for part in parts for own in (part._modules, part._parameters)]
         # Empty modules, which networks of several agents fill at each call, hold other objects after it.
+        # TensorDict's own attributes: parameters swapped in through the loss show nowhere else.
+        self._holders_of_leaves = [params] if targets is None else [params, targets]
+        self._inner = [holder._param_td for holder in self._holders_of_leaves]
+        owned += [part._tensordict for inner in self._inner for part in _nested(inner)]
+        self._registered = _named(params)
         self._structured = [own for own in owned if not any(getattr(value, "is_meta", False) for value in own.values())]
         self._structure_then = self._structure()
         self._pairs = {kind: self._find_pairs(kind) for kind in ("parameters", "buffers")}
@@ -118,19 +137,19 @@ class Network:
             renewals = []
             for name, place in self._parameters:
                 module, _, own_name = place
-                source: Any = module._parameters if use != "target" else self.targets._buffers  # type: ignore[union-attr]
+                source: Any = module._parameters if use != "target" else self._target_leaves
                 source_name = own_name if use != "target" else self._shown(name, module._parameters[own_name])
                 detach = use == "frozen" or id(module._parameters[own_name]) in self._held
                 renewals.append((body.home(place), own_name, source, source_name, use != "target" and detach))
             if use == "target":
                 for name, place, _ in self._buffers:
-                    renewals.append((body.home(place), place[2], self.targets._buffers, name, False))  # type: ignore[union-attr]
+                    renewals.append((body.home(place), place[2], self._target_leaves, name, False))
             self._renewals[use] = renewals
             self._holders[use] = body.holders
 
     def _shown(self, name: str, parameter: Any) -> str:
         """The name of a parameter's target: what critics share with the actor may have one for all of them."""
-        return name if name in self.targets._buffers else self.known[id(parameter)]  # type: ignore[union-attr]
+        return name if name in self._target_leaves else self.known[id(parameter)]
 
     def _structure(self) -> list[Any]:
         return list(chain.from_iterable(own.values() for own in self._structured))
@@ -138,7 +157,10 @@ class Network:
     def has_changed(self) -> bool:
         """Whether a submodule or a parameter was added, removed or replaced since the network was taken over."""
         now, then = self._structure(), self._structure_then
-        return len(now) != len(then) or not all(map(operator.is_, now, then))
+        same = len(now) == len(then)
+        for holder, inner in zip(self._holders_of_leaves, self._inner, strict=True):
+            same = same and holder._param_td is inner
+        return not same or not all(map(operator.is_, now, then))
 
     def run(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int] = (0,)) -> list[Entries]:
         """Run the network.
@@ -215,10 +237,10 @@ class Network:
         prefix = f"{part}." if isinstance(self.module, nn.ModuleList) else ""
         leaves: dict[str, Tensor] = {}
         if use == "target" and self.targets is not None:
-            buffers = self.targets._buffers
+            buffers = self._target_leaves
             for name, (module, _, own_name) in self._parameters:
-                leaves[name] = buffers[self._shown(name, module._parameters[own_name])]  # type: ignore[assignment]
-            leaves |= {name: buffers[name] for name, *_ in self._buffers}  # type: ignore[misc]
+                leaves[name] = buffers[self._shown(name, module._parameters[own_name])]
+            leaves |= {name: buffers[name] for name, *_ in self._buffers}
         else:
             for name, (module, _, own_name) in self._parameters:
                 parameter: Any = module._parameters[own_name]
@@ -226,26 +248,35 @@ class Network:
                     leaves[name] = parameter.detach()
         return {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
 
-    def adopt(self, params: TensorDictParams) -> None:
-        """Put other parameters and buffers into the module, in the place of its own.
+    def settle(self, params: TensorDictParams) -> None:
+        """Let the module hold what ``params`` holds, where one of the two has changed.
+
+        Parameters that were put into the loss go into the module. Where the module holds another object for the same
+        memory, as ``torch.vmap`` leaves behind, it gets its own back.
 
         Raises:
-            RuntimeError: if they are not parameters with the names and shapes of its own.
+            RuntimeError: if ``params`` does not hold parameters with the names and shapes of the module's own.
         """
-        theirs, mine = dict(named_leaves(params)), dict(named_leaves(self.params))
-        fits = theirs.keys() == mine.keys() and all(
-            theirs[name].shape == leaf.shape
-            and isinstance(theirs[name], nn.Parameter) == isinstance(leaf, nn.Parameter)
-            for name, leaf in mine.items()
-        )
-        if not fits:
+        theirs = _named(params)
+        given = params is not self.params or any(theirs.get(name) is not own for name, own in self._registered.items())
+        if given and not self._fits(theirs):
             raise RuntimeError(
                 f"{self.name}_params was set to something else than parameters with the names and shapes of the "
                 f"network's own; load values in place: loss.{self.name}_params.data.update_(values)."
             )
         for name, (module, slot, own_name) in (*self._parameters, *((name, place) for name, place, _ in self._buffers)):
-            if name in theirs and isinstance(theirs[name], nn.Parameter) == (slot == "_parameters"):
-                getattr(module, slot)[own_name] = theirs[name]
+            leaf, own = theirs.get(name), getattr(module, slot).get(own_name)
+            if leaf is None or own is None or isinstance(leaf, nn.Parameter) != isinstance(own, nn.Parameter):
+                continue
+            if given or (own.data_ptr() == leaf.data_ptr() and own.shape == leaf.shape):
+                getattr(module, slot)[own_name] = leaf
+
+    def _fits(self, theirs: dict[str, Tensor]) -> bool:
+        return theirs.keys() == self._registered.keys() and all(
+            theirs[name].shape == leaf.shape
+            and isinstance(theirs[name], nn.Parameter) == isinstance(leaf, nn.Parameter)
+            for name, leaf in self._registered.items()
+        )
 
     def save_buffers(self) -> None:
         """Bring what lies elsewhere by now back into the tensors that the loss saves and loads.
@@ -273,7 +304,7 @@ class Network:
         """Where a target and its source lie, each target once."""
         if self.targets is None:
             return []
-        registry, found = self.targets._buffers, {}
+        registry, found = self._target_leaves, {}
         named = self.module.named_parameters if kind == "parameters" else self.module.named_buffers
         for name, _ in named(remove_duplicate=False):
             path, _, own_name = name.rpartition(".")

@@ -96,15 +96,22 @@ def own_class(module: nn.Module) -> type:
 def places(module: nn.Module) -> Iterator[tuple[str, Place, Tensor]]:
     """Every parameter and buffer of a tree, once for each place where it lies, with one of its dotted names.
 
-    Those inside a ``TensorDictParams`` are not among them.
+    Those inside a ``TensorDictParams`` are not among them, and no shapes without values.
     """
     for path, part in module.named_modules():
-        if isinstance(part, TensorDictParams):
+        if isinstance(part, TensorDictParams) or _is_empty(part):
             continue
         for slot in ("_parameters", "_buffers"):
             for name, leaf in getattr(part, slot).items():
                 if leaf is not None:
                     yield f"{path}.{name}" if path else name, (part, slot, name), leaf
+
+
+def _is_empty(module: nn.Module) -> bool:
+    """Whether it is a mould without values of its own, which a network of several agents fills at each call."""
+    own = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    leaves = [*module.parameters(), *module.buffers(), *own]
+    return bool(leaves) and all(leaf.is_meta for leaf in leaves)
 
 
 class Body:
@@ -141,6 +148,8 @@ class Body:
         for name, child in module._modules.items():
             if isinstance(child, TensorDictParams):
                 self.holders.append((twin._modules, name, (*path, name)))
+            elif child is not None and _is_empty(child):
+                twin._modules[name] = child
             else:
                 twin._modules[name] = None if child is None else self._twin(child, (*path, name))
         return twin
