@@ -121,16 +121,15 @@ def commands(random_frames: int, device: str) -> dict[str, list[str]]:
     options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000}
     trainer = [sys.executable, str(TRAINER), "mujoco", *(str(word) for pair in options.items() for word in pair)]
     this = [sys.executable, str(Path(__file__).resolve()), "--device", device]
-    compiled = ["--compile"] if device == "cuda" else []
     ways = {
         "SB3": [*this, "--sb3", "--warm-up", str(2 * random_frames)],
-        "this trainer, collecting in turn": [*trainer, *eager, "--collector", "sync"],
-        "this trainer, collecting beside learning": [*trainer, *eager, "--collector", "async"],
+        "this trainer, collecting in turn": [*trainer, "--collector", "sync"],
+        "this trainer, collecting beside learning": [*trainer, "--collector", "async"],
         "hand-written updates alone, nothing collected": [*this, "--updates"],
     }
     if device == "cuda":
-        ways["in turn, compile, cuda_graph"] = [*trainer, "--collector", "sync", "--cuda-graph"]
-        ways["beside learning, compile, cuda_graph"] = [*trainer, "--collector", "async", "--cuda-graph"]
+        ways["in turn, compile, cuda_graph"] = [*trainer, "--compile", "--collector", "sync", "--cuda-graph"]
+        ways["beside learning, compile, cuda_graph"] = [*trainer, "--compile", "--collector", "async", "--cuda-graph"]
     return ways
 
 

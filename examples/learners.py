@@ -37,6 +37,6 @@ def make_learner(cfg, actor, critic, spec) -> UpdateStep:
         policy_delay=cfg.policy_delay or (2 if cfg.loss in ("td3", "td3-bc") else 1),
         max_grad_norm=cfg.max_grad_norm or None,
         compile=cfg.compile,
-        record_operators=cfg.record_operators and cfg.device == "cpu",
+        record_operators=cfg.record_operators and cfg.device == "cpu" and not cfg.compile,
         cuda_graph=cfg.cuda_graph,
     )
