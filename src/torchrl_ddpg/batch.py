@@ -86,7 +86,6 @@ class Batch:
     __slots__ = (
         "_form",
         "_held",
-        "_next",
         "counts",
         "dtype",
         "first_of_its_kind",
@@ -108,7 +107,6 @@ class Batch:
     ) -> None:
         self.source, self.keys, self.shape, self.dtype = source, keys, source.batch_size, dtype
         self._form: tuple | None = None
-        self._next = source.get("next", None)
         self._held = self._entries()
         self.first_of_its_kind = False  # the loss has not seen such shapes before
         self.mask_keys: tuple[NestedKey, ...] = (
@@ -151,6 +149,8 @@ class Batch:
     def get(self, key: NestedKey) -> Any:
         """An entry that the loss declares, detached, and 0 in samples that are masked.
 
+        Of the next state, NaN and inf past the end of an episode are 0 too.
+
         Args:
             key: its name; ``("next", name)`` for the next state's.
 
@@ -160,7 +160,11 @@ class Batch:
         Raises:
             MissingKeyError: if the batch does not have it.
         """
-        return self._hide(self.require(key, "an entry that the loss reads").detach())
+        value = self.require(key, "an entry that the loss reads").detach()
+        ended = self.values.get(under_next(self.keys.terminated)) if key[0] == "next" else None
+        if ended is None or ended.ndim < len(self.shape):
+            return self._hide(value)
+        return self._hide(value, ~(ended != 0).reshape(*self.shape, -1).all(-1))
 
     def _read_mask(self, *, required: bool) -> Tensor | None:
         mask = None
@@ -233,9 +237,14 @@ class Batch:
         return len(now) == len(then) and all(map(operator.is_, now, then))
 
     def _entries(self) -> list[Any]:
-        """The entries of the root and of the next state; to notice that one was replaced."""
-        entries = [self.source.batch_size is self.shape, *self.source.values()]
-        return entries if self._next is None else [*entries, *self._next.values()]
+        """Every entry, those of nested TensorDicts too; to notice that one was replaced."""
+        entries: list[Any] = [self.source.batch_size is self.shape]
+        pending: list[TensorDictBase] = [self.source]
+        while pending:
+            values = list(pending.pop().values())
+            entries += values
+            pending += [value for value in values if isinstance(value, TensorDictBase)]
+        return entries
 
     def steps(self) -> Tensor | None:
         """The number of steps to the next observation, from the root or from the next state; 1 where masked."""

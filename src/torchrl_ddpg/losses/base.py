@@ -41,6 +41,11 @@ class Term(NamedTuple):
     priority: Tensor | None = None
 
 
+def _column(losses: Tensor, value: Tensor) -> Tensor:
+    """Per-sample losses with a last dimension of one, as values have it."""
+    return losses if losses.ndim == value.ndim else losses.unsqueeze(-1)
+
+
 def _public(method: Callable) -> Callable:
     """Run a public method with deterministic actions and recurrent networks over whole sequences; name its errors."""
 
@@ -255,7 +260,8 @@ class DeterministicPolicyLoss(NetworkOwner):
         """
         batch = self.read(tensordict)
         term = self.critic_term(batch)
-        batch.write_priority(term.priority)  # type: ignore[arg-type]
+        if term.priority is not None:
+            batch.write_priority(term.priority)
         return term.loss, term.metrics
 
     @_public
@@ -353,7 +359,7 @@ class DeterministicPolicyLoss(NetworkOwner):
         inputs = batch.current(self.critic_in_keys)
         self._check_finite(batch, inputs)
         predictions = self._values("online", inputs, batch, range(self.num_critics))
-        losses = [self.critic_sample_losses(prediction, target) for prediction in predictions]
+        losses = [_column(self.critic_sample_losses(value, target), value) for value in predictions]
         values = [self.expected_value(prediction.detach()) for prediction in predictions]
         expected = self.expected_target(target)
         if len(values) == 1:
@@ -375,6 +381,7 @@ class DeterministicPolicyLoss(NetworkOwner):
         action = entries[self.action_keys[0]]
         value = self.actor_value(self._values("frozen", entries, batch, self.actor_critics))
         loss, metrics = self.actor_sample_losses(value, action, batch)
+        loss = _column(loss, value)
         metrics = self._reported(batch, metrics) | self._report("state_action_value_actor", batch, value.detach())
         return Term(self._reduce("loss_actor", loss, batch, weigh=self.weigh_actor), metrics)
 
@@ -387,7 +394,7 @@ class DeterministicPolicyLoss(NetworkOwner):
         next_value = batch.hide(next_value.masked_fill(transition.terminated, 0.0))
         target, metrics = self.critic_target(next_value, transition, batch)
         metrics = self._reported(batch, metrics) | self._report("next_state_value", batch, next_value)
-        return batch.hide(target.detach()), metrics
+        return batch.hide(target.detach().to(self._dtype)), metrics
 
     def _next_value(self, batch: Batch, terminated: Tensor) -> Tensor:
         """What the target networks say of the next state, in the critic's last dimension."""
@@ -464,6 +471,8 @@ class DeterministicPolicyLoss(NetworkOwner):
         if weighs or batch.mask is not None or self.reduction == "none":  # else a view that backward passes through
             loss = batch.samples(loss)
             mask, weight = batch.mask_like(loss), batch.weight_like(loss) if weighs else None
+        if weight is not None and mask is not None:
+            weight = torch.where(mask, weight, 0.0)
         loss = functional.reduce(loss, self.reduction, weight=weight, mask=mask)
         self.check_loss(term, loss, batch)
         return loss

@@ -152,7 +152,7 @@ class D4PGLoss(DeterministicPolicyLoss):
 
     def critic_sample_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Cross entropies of the predicted distribution to the target."""
-        return functional.categorical_td_loss(prediction, target).unsqueeze(-1)
+        return functional.categorical_td_loss(prediction, target)
 
     def expected_value(self, values: Tensor) -> Tensor:
         """The mean of the distribution whose logits the critic writes."""

@@ -164,6 +164,7 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
         return list(self.actor_network.parameters()) if shared else []
 
     def _build_networks(self) -> None:
+        found = self.__dict__.get("_nets", {})
         self.__dict__["_nets"] = {
             name: Network(
                 name,
@@ -171,6 +172,7 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
                 self._modules[f"{name}_params"],
                 self._modules.get(f"target_{name}_params"),
                 self._held_out(name),
+                found[name].why_no_twin if name in found else "",
             )
             for name, module in self._owned.items()
         }
@@ -191,6 +193,8 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
                 net.settle(given)
                 if given is net.params:
                     self._check_known(net)
+                    if net.has_new_names():
+                        setattr(self, f"{name}_params", live_params(net.module, self._held_out(name)))
                 changed = True
                 changed = True
             changed |= self._modules.get(f"target_{name}_params") is not net.targets

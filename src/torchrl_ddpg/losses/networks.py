@@ -81,6 +81,7 @@ class Network:
         params: its live parameters and buffers, as the loss presents them.
         targets: the targets, or None where they are the live ones.
         held_out: parameters that the online pass does not train.
+        why_no_twin: what was found out about the module before.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Network:
         params: TensorDictParams,
         targets: TensorDictParams | None,
         held_out: Iterable[nn.Parameter] = (),
+        why_no_twin: str = "",
     ) -> None:
         self.name, self.module, self.params, self.targets = name, module, params, targets
         self.parts: Sequence[TensorDictModuleBase] = list(module) if isinstance(module, nn.ModuleList) else [module]
@@ -106,7 +108,8 @@ class Network:
                 self._buffers.append((leaf_name, place, registered[leaf_name]))
         self.known = {id(parameter): leaf_name for leaf_name, parameter in module.named_parameters()}
         parts = list(module.modules())
-        owned: list[dict[str, Any]] = [own for part in parts for own in (part._modules, part._parameters)]
+        slots = ("_modules", "_parameters", "_forward_hooks", "_forward_pre_hooks")
+        owned: list[dict[str, Any]] = [getattr(part, slot) for part in parts for slot in slots]
         # Empty modules, which networks of several agents fill at each call, hold other objects after it.
         # TensorDict's own attributes: parameters swapped in through the loss show nowhere else.
         self._holders_of_leaves = [params] if targets is None else [params, targets]
@@ -120,7 +123,7 @@ class Network:
         self._roots: dict[str, list[Any]] = {}
         self._renewals: dict[str, list[tuple[dict[str, Tensor], str, dict, str, bool]]] = {}
         self._holds_params = any(isinstance(part, TensorDictParams) for part in module.modules())
-        self.why_no_twin = ""
+        self.why_no_twin = why_no_twin
         try:
             self._build_bodies()
         except TwinError as error:
@@ -184,7 +187,12 @@ class Network:
             own[name] = source[source_name].detach() if detach else source[source_name]
         for own, name, path in self._holders[at]:
             own[name] = self._held_params(at, path)
-        outputs = [run(self._roots[at][part], dict(entries), shape) for part in parts]
+        try:
+            outputs = [run(self._roots[at][part], dict(entries), shape) for part in parts]
+        except Exception:  # such as a network that looks its layers up by identity
+            outputs = self._swapped(use, entries, shape, parts)
+            self.why_no_twin = "its forward raises where the module's does not"
+            return outputs
         if use == "target" and self._leads_back(outputs):
             self.why_no_twin = "its forward reaches live parameters in another way than by the names of its submodules"
             return self._swapped(use, entries, shape, parts)
@@ -247,6 +255,10 @@ class Network:
                 if use != "online" or id(parameter) in self._held:
                     leaves[name] = parameter.detach()
         return {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+
+    def has_new_names(self) -> bool:
+        """Whether the module holds a parameter or buffer under a name that the loss does not present."""
+        return any(name not in self._registered for name, *_ in places(self.module) if not self._held)
 
     def settle(self, params: TensorDictParams) -> None:
         """Let the module hold what ``params`` holds, where one of the two has changed.

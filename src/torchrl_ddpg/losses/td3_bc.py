@@ -81,8 +81,8 @@ class TD3BCLoss(ClippedDoubleQLoss):
                 f"{self.action_keys[0]!r} has shape {list(taken.shape)} in the batch, the actor writes "
                 f"{list(action.shape)}; accepted: one shape."
             )
-        depth, value = value.ndim, batch.samples(value)
+        value = batch.samples(value)
         loss, imitation, lmbda = functional.behaviour_cloning_loss(
             value, action, taken.to(action.dtype), self.alpha, batch.mask_like(value)
         )
-        return loss if loss.ndim == depth else loss.unsqueeze(-1), {"bc_loss": imitation, "lmbd": lmbda}
+        return loss, {"bc_loss": imitation, "lmbd": lmbda}

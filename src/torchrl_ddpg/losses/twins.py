@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +49,7 @@ class _Twin:
         return super().__getattr__(name)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
+        value = value._of if isinstance(value, _Twin) else value
         buffer = self._buffers.get(name)
         if buffer is not None and isinstance(value, Tensor) and value.shape == buffer.shape:
             buffer.data.copy_(value)
@@ -58,7 +61,7 @@ class _RecurrentTwin(_Twin):
     """``nn.LSTM`` and its like keep their parameters a second time, in a list."""
 
     __slots__ = ()
-    _flat_weights = property(lambda self: [self._parameters.get(name) for name in self._flat_weights_names])
+    _flat_weights = property(lambda self: [getattr(self, name) for name in self._flat_weights_names])
 
     def _update_flat_weights(self) -> None:
         """The list above is always made anew."""
@@ -68,6 +71,8 @@ class TwinError(TypeError):
     """A module that cannot have a twin: its class or an attribute of it would lead back to the module."""
 
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_MAX_OBJECTS = 1000  # that are looked into, for each module
 _classes: dict[type, type] = {}
 _own_classes: dict[type, type] = {}
 
@@ -80,7 +85,7 @@ def _twin_class(cls: type[nn.Module]) -> type:
             made = metaclass(
                 cls.__name__, (mixin, cls), {"__slots__": (), "__module__": cls.__module__, "twin_of": cls}
             )
-        except TypeError as error:
+        except Exception as error:  # whatever a class does when it is inherited
             raise TwinError(f"a class like {cls.__name__} cannot be made: {error}") from error
         if cls.__module__.partition(".")[0] not in ("torch", "tensordict", "torchrl"):
             return made  # not kept: it would keep a user's class alive
@@ -114,6 +119,43 @@ def _is_empty(module: nn.Module) -> bool:
     return bool(leaves) and all(leaf.is_meta for leaf in leaves)
 
 
+def _leads_back(module: nn.Module, own: set[int]) -> bool:
+    """Whether an attribute, hook or closure of a module reaches modules or parameters past their names.
+
+    Such as a list of layers that the module keeps, a bound method, or a hook that closes over the module.
+    """
+    hooks = [hook for slot in ("_forward_hooks", "_forward_pre_hooks") for hook in vars(module)[slot].values()]
+    values = [value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE and name != "_flat_weights"]
+    pending, seen = [*values, *hooks, type(module).forward], set[int]()
+    while pending and len(seen) < _MAX_OBJECTS:
+        value = pending.pop()
+        if id(value) in own:
+            return True
+        if id(value) in seen or isinstance(value, (str, bytes, int, float, type(None), type, Tensor, nn.Module)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            pending += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            pending += value
+        elif isinstance(value, functools.partial):
+            pending += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.MethodType):
+            pending += [value.__self__, value.__func__]
+        elif isinstance(value, types.FunctionType):
+            pending += [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        elif not type(value).__module__.startswith(("torch", "tensordict")):
+            pending += getattr(value, "__dict__", {}).values()
+    return False
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
 class Body:
     """A twin of a whole tree of modules.
 
@@ -132,6 +174,9 @@ class Body:
     def __init__(self, module: nn.Module) -> None:
         self._twins: dict[int, Any] = {}
         self.holders: list[tuple[dict[str, Any], str, tuple[str, ...]]] = []
+        for part in module.modules():
+            if _leads_back(part, {id(one) for one in (*module.modules(), *module.parameters(), *module.buffers())}):
+                raise TwinError(f"an attribute or hook of a {type(part).__name__} leads back to its modules")
         self.root = self._twin(module, ())
 
     def _twin(self, module: nn.Module, path: tuple[str, ...]) -> Any:

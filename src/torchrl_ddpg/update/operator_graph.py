@@ -244,6 +244,8 @@ class _Recording:
         self.graph = OperatorGraph(self._function, loss.state)
 
     def _function(self, values: Sequence[Tensor]) -> Outputs:
+        if any(parameter._backward_hooks or parameter._post_accumulate_grad_hooks for parameter in self.trained):
+            raise NotRecordableError("a parameter has a hook, which a replay would not run")
         batch = self.form.filled(values)
         loss, metrics = getattr(self.loss, self.method)(batch)
         gradients: Sequence[Any] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from collections.abc import Callable, Hashable, Iterable
 from itertools import chain
@@ -92,19 +93,16 @@ def _frozen(value: Any, seen: dict[int, Any]) -> Any:
     parts: Iterable[Any]
     if isinstance(value, (list, tuple, set, frozenset)) or type(value).__name__ == "deque":
         parts = value
+    elif isinstance(value, functools.partial):
+        parts = (value.func, value.args, value.keywords)
     elif isinstance(value, dict):
         parts = chain(value.keys(), value.values())
     else:
-        foreign = type(value).__module__.partition(".")[0] in (
-            "torch",
-            "tensordict",
-            "torchrl",
-            "functools",
-            "builtins",
-        )
-        if foreign or isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
+        foreign = type(value).__module__.partition(".")[0] in ("torch", "tensordict", "torchrl", "builtins")
+        slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()) if hasattr(value, name)]
+        if foreign or isinstance(value, (Tensor, nn.Module, type)) or not (hasattr(value, "__dict__") or slots):
             return _Same(value)
-        parts = vars(value).values()
+        parts = [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in slots)]
     seen[id(value)] = value
     return [type(value), *(_frozen(part, seen) for part in parts)]
 
@@ -156,7 +154,8 @@ class Watch:
     def _now(self) -> list[Any]:
         now = list(chain.from_iterable(map(dict.values, self._dictionaries)))
         now += vars(self.loss).values()
-        now += [parameter.requires_grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            now += (parameter.requires_grad, parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
         return now + self.more()
 
     def _mutable(self) -> list[Any]:
