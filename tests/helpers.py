@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_ddpg import D4PGLoss, DDPGLoss, TD3BCLoss, TD3Loss
+from torchrl_ddpg import D4PGLoss, DDPGLoss, SoftUpdate, TD3BCLoss, TD3Loss
 
 OBSERVATION, ACTION = 3, 2
 
@@ -83,14 +83,13 @@ def make(loss_class=DDPGLoss, seed=0, updater=True, networks_kwargs=None, **kwar
         kwargs = {**DEFAULTS[loss_class], **kwargs}
     outputs = kwargs.get("num_atoms", 5 if loss_class is QuantileLoss else 1)
     loss = loss_class(*networks(seed, outputs=outputs, **(networks_kwargs or {})), **kwargs)
+    if updater and not loss.has_updater:
+        SoftUpdate(loss, tau=0.5)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, buffer in loss.named_buffers():
         if name.startswith("target_") and buffer.is_floating_point():
             noise = torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype)
             buffer.data.add_(0.1 * noise.to(buffer.device))
-    if updater:
-        for name in loss._has_update_associated:
-            loss._has_update_associated[name] = True
     return loss
 
 

@@ -19,8 +19,8 @@ def pair(networks_kwargs=None, estimator=ValueEstimators.TD0, hyperparams=None, 
     ours = DDPGLoss(*networks(**(networks_kwargs or {})), **options)
     theirs = torchrl.objectives.DDPGLoss(*networks(**(networks_kwargs or {})), **options)
     for loss in (ours, theirs):
-        for name in loss._has_update_associated:
-            loss._has_update_associated[name] = True
+        if ours.target_pairs("parameters")[0]:
+            torchrl.objectives.SoftUpdate(loss, tau=0.5)  # or a missing one is warned about
         for name, buffer in loss.named_buffers():
             if name.startswith("target_"):
                 # By shape: the two targets of a shared encoder stay equal, as their updates keep them.

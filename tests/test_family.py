@@ -27,6 +27,8 @@ def pair(name, reduction="mean", estimator="td0", **hyperparams):
     actor, critic = networks()
     ours = ours_class(actor, critic, bounds=(LOW, HIGH), reduction=reduction)
     theirs = theirs_class(*networks(), bounds=(LOW, HIGH), reduction=reduction)
+    for loss in (ours, theirs):
+        torchrl.objectives.SoftUpdate(loss, tau=0.5)  # or a missing one is warned about
     checkpoint = theirs.state_dict()
     for key, value in checkpoint.items():
         if key.startswith("target_"):
@@ -34,8 +36,6 @@ def pair(name, reduction="mean", estimator="td0", **hyperparams):
     theirs.load_state_dict(checkpoint)
     ours.load_state_dict(checkpoint)
     for loss in (ours, theirs):
-        for net in loss._has_update_associated:
-            loss._has_update_associated[net] = True
         value_type = {"td0": "TD0", "td1": "TD1", "td_lambda": "TDLambda"}[estimator]
         loss.make_value_estimator(getattr(torchrl.objectives.ValueEstimators, value_type), **hyperparams)
     return ours, theirs

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import gc
 import threading
 import types
@@ -10,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from own_losses import RandomEnsembleLoss
 from tensordict import NonTensorData, TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -19,7 +21,7 @@ from torchrl.modules import ValueOperator
 from torchrl.objectives.value import TD0Estimator
 
 from helpers import ACTION, LOSSES, OBSERVATION, Critic, batch, gradients, make, networks
-from torchrl_ddpg import BatchError, D4PGLoss, DDPGLoss, SoftUpdate, TD3Loss, UpdateStep
+from torchrl_ddpg import BatchError, D4PGLoss, DDPGLoss, DeterministicPolicyLoss, SoftUpdate, TD3Loss, UpdateStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*No target network updater", "ignore:.*chains the steps")
 WAYS = {"eager": {}, "compiled": {"compile": True}, "recorded": {"record_operators": True}}
@@ -100,17 +102,27 @@ class Scaled(nn.Module):
         self.register_buffer("late", None)
         self.options = types.SimpleNamespace(gain=1.0)
         self.listed, self.named = [1.0], {"gain": 1.0}
-        self.config = Config()
+        self.config, self.slotted = Config(), Slotted()
+        self.partial = functools.partial(scale, by={"gain": 1.0})
 
     def forward(self, observation):
         observation = observation - self.mean - self.shift - (0.0 if self.late is None else self.late)
         gain = self.options.gain * self.listed[0] * self.named["gain"] * self.config.gain
-        return (self.layers(observation) * self.scale * gain).tanh()
+        return self.partial(self.layers(observation) * self.scale * gain * self.slotted.gain).tanh()
 
 
 @dataclasses.dataclass
 class Config:
     gain: float = 1.0
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    gain: float = 1.0
+
+
+def scale(value, by):
+    return value * by["gain"]
 
 
 CHANGES = {
@@ -124,6 +136,8 @@ CHANGES = {
     "object": lambda net: setattr(net.options, "gain", 0.3),
     "list": lambda net: net.listed.__setitem__(0, 0.3),
     "dict": lambda net: net.named.__setitem__("gain", 0.3),
+    "dataclass with slots": lambda net: setattr(net.slotted, "gain", 0.3),
+    "partial": lambda net: net.partial.keywords["by"].__setitem__("gain", 0.3),
     "dataclass": lambda net: setattr(net.config, "gain", 0.3),
 }
 
@@ -628,6 +642,179 @@ def test_18_recordings_are_forgotten():
         for _ in range(3):
             step(batch(size))
     assert len(linecache.cache) == before
+
+
+# Networks that reach their layers past the names of their submodules.
+
+
+class Bypasses(nn.Module):
+    """Reaches its layers by a list, a closure or a bound method."""
+
+    def __init__(self, way, width, outputs):
+        super().__init__()
+        self.first, self.last = nn.Linear(width, 8), nn.Linear(8, outputs)
+        self.norm = nn.BatchNorm1d(8, affine=False)
+        if way == "list":
+            self.steps = [self.first, self.norm, self.last]
+        elif way == "closure":
+            self.steps = [lambda x: self.last(self.norm(self.first(x)))]
+        else:
+            self.steps = [self.first.forward, self.norm.forward, self.last.forward]
+
+    def forward(self, *inputs):
+        value = torch.cat(inputs, -1)
+        for step in self.steps:
+            value = step(value)
+        return value
+
+
+@pytest.mark.parametrize("way", ["list", "closure", "bound method"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_networks_that_bypass_the_names_of_their_layers(way, frozen):
+    torch.manual_seed(0)
+    actor = TensorDictModule(Bypasses(way, OBSERVATION, ACTION), ["observation"], ["action"])
+    critic = ValueOperator(Bypasses(way, OBSERVATION + ACTION, 1), in_keys=["observation", "action"])
+    critic.module.first.requires_grad_(not frozen)
+    loss, data = DDPGLoss(actor, critic), batch(8, terminated=0.0)
+    loss.loss_actor(data)[0].backward()  # the first call
+    assert all(p.grad is None for p in critic.parameters())
+    before = loss.compute_target(data)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter += 1
+    torch.testing.assert_close(loss.compute_target(data), before)
+    counts = [net.module.norm.num_batches_tracked for net in (actor, critic)]
+    assert [int(count) for count in counts] == [1, 1]  # the targets have statistics of their own
+
+
+def test_a_network_that_looks_its_layers_up_by_identity():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(OBSERVATION, ACTION)
+            vars(self)["gains"] = {id(self.layer): 0.5}
+
+        def forward(self, observation):
+            return self.layer(observation) * self.gains[id(self.layer)]
+
+    actor, data = TensorDictModule(Looks(), in_keys=["observation"], out_keys=["action"]), batch(8, terminated=0.0)
+    loss = DDPGLoss(actor, networks()[1])
+    for _ in range(2):
+        inputs = actor(TensorDict({"observation": data["next", "observation"]}, [8]))
+        expected = data["next", "reward"] + 0.99 * loss.value_network(inputs)["state_action_value"]
+        torch.testing.assert_close(loss.compute_target(data), expected.detach())
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_with_weight_norm(recurrent):
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.utils.parametrizations.weight_norm(recurrent(1, ACTION, batch_first=True), "weight_hh_l0")
+
+        def forward(self, observation):
+            return self.rnn(observation.unsqueeze(-1))[0][..., -1, :]
+
+    torch.manual_seed(0)
+    loss = DDPGLoss(TensorDictModule(Reads(), ["observation"], ["action"]), networks()[1])
+    losses = loss(batch(8))
+    (losses["loss_actor"] + losses["loss_value"]).backward()
+    assert all(p.grad is not None for p in loss.parameters())
+
+
+def test_weights_of_masked_samples_do_not_reach_gradients():
+    loss, found = make(), []
+    for value in (1.0, float("nan"), float("inf")):
+        data = batch(8)
+        data["collector", "mask"] = torch.arange(8) < 6
+        data["priority_weight"] = torch.where(torch.arange(8) < 6, 0.5, value)
+        found.append(gradients(loss.loss_value(data)[0], loss.value_network.parameters()))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+@pytest.mark.parametrize("when", ["before", "later"])
+def test_hooks_on_parameters_are_not_recorded(when):
+    step = step_of(make(updater=False), record_operators=True)
+    parameter = next(step.loss.value_network.parameters())
+    if when == "before":
+        parameter.register_hook(lambda gradient: gradient * 2)
+    else:
+        for seed in range(4):
+            step(batch(8, seed=seed))
+        parameter.register_post_accumulate_grad_hook(lambda p: None)
+    with pytest.raises(RuntimeError, match="a parameter has a hook"):  # noqa: PT012
+        for seed in range(4):
+            step(batch(8, seed=seed))
+
+
+def test_an_entry_replaced_inside_a_nested_one_is_read_anew():
+    class Own(DDPGLoss):
+        def loss_value(self, tensordict):
+            tensordict["nested", "observation"] = tensordict["nested", "observation"] * 2
+            return super().loss_value(tensordict)
+
+    names = {"observation": ("nested", "observation")}
+    found = []
+    for cls in (Own, DDPGLoss):
+        actor, critic = networks(observation=("nested", "observation"))
+        data = batch(8, keys=names)
+        if cls is DDPGLoss:
+            data["nested", "observation"] *= 2
+        found.append(cls(actor, critic)(data))
+    torch.testing.assert_close(*found)
+
+
+# The public base class.
+
+
+def test_a_subclass_that_forgets_what_it_must_say_is_told():
+    class Nameless(DeterministicPolicyLoss):
+        all_out_keys = ("loss_actor", "loss_value")
+
+    class Losses(DDPGLoss):
+        all_out_keys = ("loss_value",)
+
+    class Output(DDPGLoss):
+        all_out_keys = ("loss_actor", "loss_value", "entropy")
+
+    class Late(DDPGLoss):
+        all_out_keys = ("loss_actor", "loss_value", "entropy")
+
+        def actor_sample_losses(self, value, action, batch):
+            return -value, {"entrpy": value.detach()}
+
+    for cls, words in (
+        (Nameless, "Nameless: critic_name is '' and critic_loss_key ''; accepted"),
+        (Losses, "Losses: all_out_keys is .* accepted: ('loss_actor', 'loss_value')"),
+        (Output, "Output: all_out_keys holds 'entropy', which no step gives"),
+    ):
+        with pytest.raises(TypeError, match=words.replace("(", r"\(").replace(")", r"\)")):
+            cls(*networks())
+    with pytest.raises(KeyError, match="Late: the output 'entropy' is one of out_keys, and no step gives it"):
+        Late(*networks())(batch(8))
+
+
+def test_overriding_targets_keeps_what_is_shared():
+    class Own(DDPGLoss):
+        def critic_target(self, next_value, transition, batch):
+            assert next_value.isfinite().all()
+            return transition.reward + 0.9 * next_value + batch.get(("next", "observation")).sum(-1, keepdim=True), {}
+
+    loss, data = Own(*networks()), batch(8)
+    data["next", "observation"][data["next", "terminated"].squeeze(-1)] = float("nan")
+    data["collector", "mask"] = torch.arange(8) < 6
+    data["next", "reward"][6:] = float("nan")
+    losses = loss(data)
+    (losses["loss_actor"] + losses["loss_value"]).backward()
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
+    assert data["td_error"].shape == (8,)
+
+
+def test_the_random_subset_is_drawn_anew():
+    loss = make(RandomEnsembleLoss, num_qvalue_nets=5, subset=2)
+    targets = torch.stack([loss.compute_target(batch(8, terminated=0.0)) for _ in range(10)])
+    assert (targets.std(0) > 0).all()
 
 
 # 20: GradScaler.

@@ -241,7 +241,11 @@ class Batch:
         entries: list[Any] = [self.source.batch_size is self.shape]
         pending: list[TensorDictBase] = [self.source]
         while pending:
-            values = list(pending.pop().values())
+            part = pending.pop()
+            if isinstance(part, LazyStackedTensorDict):  # whose entries are made anew at each look
+                pending += part.tensordicts
+                continue
+            values = list(part.values())
             entries += values
             pending += [value for value in values if isinstance(value, TensorDictBase)]
         return entries
