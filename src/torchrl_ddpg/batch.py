@@ -242,12 +242,15 @@ class Batch:
         pending: list[TensorDictBase] = [self.source]
         while pending:
             part = pending.pop()
-            if isinstance(part, LazyStackedTensorDict):  # whose entries are made anew at each look
+            if type(part) is not TensorDict and isinstance(
+                part, LazyStackedTensorDict
+            ):  # whose entries are made anew at each look
                 pending += part.tensordicts
                 continue
             values = list(part.values())
             entries += values
-            pending += [value for value in values if isinstance(value, TensorDictBase)]
+            others = [value for value in values if not isinstance(value, Tensor)]  # asked first: it takes no time
+            pending += [value for value in others if isinstance(value, TensorDictBase)]
         return entries
 
     def steps(self) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchrl_ddpg.losses.calls import Entries, run, run_with
 from torchrl_ddpg.losses.twins import Body, Place, TwinError, places
 
+_VALUES: Any = dict.values
 Use = Literal["online", "frozen", "target"]
 
 
@@ -117,6 +118,7 @@ class Network:
         owned += [part._tensordict for inner in self._inner for part in _nested(inner)]
         self._registered = _named(params)
         self._structured = [own for own in owned if not any(getattr(value, "is_meta", False) for value in own.values())]
+        self._filled = [own for own in self._structured if own]
         self._structure_then = self._structure()
         self._pairs = {kind: self._find_pairs(kind) for kind in ("parameters", "buffers")}
         self._holders: dict[str, list[tuple[dict[str, Any], str, tuple[str, ...]]]] = {}
@@ -155,15 +157,17 @@ class Network:
         return name if name in self._target_leaves else self.known[id(parameter)]
 
     def _structure(self) -> list[Any]:
-        return list(chain.from_iterable(own.values() for own in self._structured))
+        values: list[Any] = list(chain.from_iterable(map(_VALUES, self._filled)))
+        values.append(sum(map(len, self._structured)))
+        return values
 
     def has_changed(self) -> bool:
         """Whether a submodule or a parameter was added, removed or replaced since the network was taken over."""
         now, then = self._structure(), self._structure_then
-        same = len(now) == len(then)
+        same = len(now) == len(then) and now[-1] == then[-1]
         for holder, inner in zip(self._holders_of_leaves, self._inner, strict=True):
             same = same and holder._param_td is inner
-        return not same or not all(map(operator.is_, now, then))
+        return not same or not all(map(operator.is_, now[:-1], then))
 
     def run(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int] = (0,)) -> list[Entries]:
         """Run the network.

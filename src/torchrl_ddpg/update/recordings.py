@@ -145,6 +145,7 @@ class Watch:
         targets = [f"target_{name}_params" for name in ("actor_network", loss.critic_name)]
         dictionaries += [loss._buffers, *(loss._modules[name]._buffers for name in targets if name in loss._modules)]
         self._dictionaries, self._parameters = dictionaries, list(loss.parameters())
+        self._filled, self._count = [own for own in dictionaries if own], sum(map(len, dictionaries))
         self._values = self._now()
         settings = self._mutable()
         flat = [value for value in settings if _is_flat(value)]
@@ -152,7 +153,7 @@ class Watch:
         self._settings = [(value, self._freeze(value)) for value in settings if not _is_flat(value)]
 
     def _now(self) -> list[Any]:
-        now = list(chain.from_iterable(map(dict.values, self._dictionaries)))
+        now = list(chain.from_iterable(map(dict.values, self._filled)))
         now += vars(self.loss).values()
         for parameter in self._parameters:
             now += (parameter.requires_grad, parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
@@ -172,7 +173,7 @@ class Watch:
     def has_changed(self) -> bool:
         """Whether anything is another than at the last look."""
         now, then = self._now(), self._values
-        if len(now) != len(then):
+        if len(now) != len(then) or sum(map(len, self._dictionaries)) != self._count:
             return True
         if not all(map(operator.is_, now, then)):  # the first question takes no time
             if not all(map(_same, now, then)):
