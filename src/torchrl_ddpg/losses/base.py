@@ -5,28 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collection
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.data import TensorSpec
 from torchrl.envs.utils import exploration_type, set_exploration_type
 from torchrl.modules import recurrent_mode, set_recurrent_mode
-from torchrl.objectives import ValueEstimators
-from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_ddpg import checks, functional
 from torchrl_ddpg.batch import Batch, Transition, under_next
 from torchrl_ddpg.checks import BatchError
 from torchrl_ddpg.losses import bounds as action_bounds
 from torchrl_ddpg.losses.calls import AbsentError, Entries
-from torchrl_ddpg.losses.module import NetworkOwner
+from torchrl_ddpg.losses.configuration import ConfigurableLoss
 from torchrl_ddpg.losses.networks import Use
-from torchrl_ddpg.value_estimators import ESTIMATORS, Estimator
 
 Self = TypeVar("Self", bound="DeterministicPolicyLoss")
 Report = dict[str, Tensor]
@@ -59,7 +55,7 @@ def _public(method: Callable) -> Callable:
     return checks.names_errors(call)
 
 
-class DeterministicPolicyLoss(NetworkOwner):
+class DeterministicPolicyLoss(ConfigurableLoss):
     """What a loss for an actor with deterministic actions and its critics shares; not a loss by itself.
 
     A subclass sets ``critic_name``, ``critic_loss_key`` and ``all_out_keys``, and overrides the steps that its paper
@@ -92,33 +88,13 @@ class DeterministicPolicyLoss(NetworkOwner):
         ValueError: if an option is unknown, a network is lazy, or the critic does not read the actor's action.
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """The entries of a batch that ``set_keys`` can rename."""
-
-        state_action_value: NestedKey = "state_action_value"
-        priority: NestedKey = "td_error"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-        priority_weight: NestedKey = "priority_weight"
-        steps_to_next_obs: NestedKey = "steps_to_next_obs"
-
-    default_keys = _AcceptedKeys
-    default_value_estimator = ValueEstimators.TD0
-    SUPPORTED_VALUE_ESTIMATORS = tuple(ESTIMATORS)
     critic_name: ClassVar[str] = ""
     critic_loss_key: ClassVar[str] = ""
-    all_out_keys: ClassVar[tuple[str, ...]] = ()
     # The public methods that every call of the loss goes through; where TorchRL has another name, that one.
     critic_method: ClassVar[str] = "loss_value"
     actor_method: ClassVar[str] = "loss_actor"
     actor_critics: Sequence[int] = (0,)
     """Which of several critics the actor's term runs, by their positions."""
-    extra_keys: Sequence[NestedKey] = ()
-    """Entries that a step reads with ``batch.get``, beside those that the networks read."""
-    use_prioritized_weights: str | bool
-    _selected_out_keys: tuple[str, ...] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -148,7 +124,6 @@ class DeterministicPolicyLoss(NetworkOwner):
         if gamma is not None:
             raise TypeError(f"gamma is set with loss.make_value_estimator(gamma={gamma!r}), not in the constructor.")
         self._check_class()
-        self.__dict__["_reading"] = [None]  # the batch that the terms share while one call of the loss lasts
         super().__init__(
             actor_network,
             critic_network,
@@ -167,7 +142,6 @@ class DeterministicPolicyLoss(NetworkOwner):
         low, high = action_bounds.read(self.action_keys[0], action_spec, bounds)
         self._register_constant("min_action", low)
         self._register_constant("max_action", high)
-        self._warned_updater = False
         self.make_value_estimator()
 
     @classmethod
@@ -507,158 +481,3 @@ class DeterministicPolicyLoss(NetworkOwner):
                     f"the bounds have shape {list(bound.shape)}, the actor writes {self.action_keys[0]!r} "
                     f"{list(action.shape)}; accepted: one number, or one for each dimension of the action."
                 )
-
-    # Reading a batch.
-
-    @contextlib.contextmanager
-    def reading_once(self, tensordict: TensorDictBase) -> Iterator[Batch]:
-        """While it lasts both terms share what was read and checked of this batch, as long as it stays the same."""
-        batch = self.read(tensordict)
-        try:
-            self._reading[0] = batch
-            with set_exploration_type(self.deterministic_sampling_mode), set_recurrent_mode(True):
-                yield batch
-        finally:
-            self._reading[0] = None
-
-    @checks.names_errors
-    def read(self, tensordict: TensorDictBase) -> Batch:
-        """Fetch what the terms read of a batch, and check it.
-
-        Raises:
-            BatchError: if it cannot be used.
-        """
-        batch = self._read(tensordict)
-        if not torch.compiler.is_compiling() and batch is not self._reading[0]:
-            self._estimator.check_gamma(batch)
-            if batch.first_of_its_kind or self._estimator.on_unordered == "raise":
-                self._estimator.check_order(type(self).__name__, batch, self.observed_keys)
-        return batch
-
-    def _read(self, tensordict: TensorDictBase) -> Batch:
-        shared = self._reading[0]
-        if shared is not None and shared.source is tensordict and shared.is_current():
-            return shared
-        if not is_tensor_collection(tensordict):
-            raise TypeError(
-                f"the batch is of type {type(tensordict).__name__}; accepted: a TensorDict, or the entries as keyword "
-                f"arguments, such as loss(observation=..., action=..., next_reward=...)."
-            )
-        batch = Batch(tensordict, self.tensor_keys, self._fetched_keys, self.loss_mask_key, self._dtype)
-        if torch.compiler.is_compiling():
-            return batch
-        if not self._warned_updater and not self.has_updater:
-            self._warned_updater = True
-            checks.warn(
-                f"{type(self).__name__}: No target network updater has been associated with this loss module, so its "
-                f"targets stay as they are. Build one, SoftUpdate(loss, tau=0.005), and call its step() after each "
-                f"update, or move them yourself."
-            )
-        self._check_live()
-        signature = batch.form()
-        batch.first_of_its_kind = signature not in self._seen
-        if batch.first_of_its_kind:
-            batch.check_inputs(self.observed_keys, self._default_device)
-            if len(self._seen) > 100:  # batches of ever new shapes must not pile up
-                self._seen.clear()
-            self._seen.add(signature)
-        return batch
-
-    # What the user configures, in any order: the entries' names, the outputs, the value estimator.
-
-    @checks.names_errors
-    def set_keys(self, **kwargs: NestedKey | None) -> None:
-        """Rename entries of the batch; None restores the default.
-
-        Raises:
-            ValueError: if the loss has no such key.
-            TypeError: if a name is not a string or a tuple of strings.
-        """
-        accepted = [field.name for field in fields(self._AcceptedKeys)]
-        for name, value in kwargs.items():
-            checks.choice("a name given to set_keys", name, accepted)
-            value = getattr(self.default_keys(), name) if value is None else value
-            setattr(self.tensor_keys, name, checks.nested_key(f"set_keys({name}=...)", value))
-        self._wire()
-
-    def _wire(self) -> None:
-        self._seen.clear()
-        keys = self.tensor_keys
-        flags = [under_next(key) for key in (keys.reward, keys.done, keys.terminated)]
-        later = [under_next(key) for key in self.observed_keys]
-        needed = {*self.observed_keys, *self.critic_in_keys, *later, *flags, *self.extra_keys}
-        if self.use_prioritized_weights is True:
-            needed.add(keys.priority_weight)
-        self.in_keys = sorted(needed, key=str)
-        optional = [keys.priority_weight, keys.steps_to_next_obs, "gamma"]
-        self.call_keys = self.in_keys + [key for key in optional if key not in needed]
-        self._fetched_keys = (*self.call_keys, under_next(keys.steps_to_next_obs), ("next", "gamma"))
-        self._estimator.set_keys(keys)
-
-    @property
-    def out_keys(self) -> list[str]:
-        """Names of the outputs, losses (with gradient) and metrics (without)."""
-        return list(self._selected_out_keys or self.all_out_keys)
-
-    @property
-    def out_keys_source(self) -> list[str]:
-        """Names of all outputs, selected or not."""
-        return list(self.all_out_keys)
-
-    @checks.names_errors
-    def select_out_keys(self: Self, *out_keys: str) -> Self:
-        """Keep only these outputs, in this order; ``reset_out_keys()`` brings all back.
-
-        Raises:
-            ValueError: if one of them is not an output of the loss.
-        """
-        for key in out_keys:
-            checks.choice("an output key", key, self.all_out_keys)
-        self._selected_out_keys = tuple(out_keys)
-        return self
-
-    def reset_out_keys(self: Self) -> Self:
-        """Bring back every output."""
-        self._selected_out_keys = None
-        return self
-
-    @checks.names_errors
-    def make_value_estimator(
-        self: Self, value_type: Any = None, *, on_unordered: str = "warn", **hyperparams: Any
-    ) -> Self:
-        """Choose how targets are made; before or after ``set_keys``.
-
-        Args:
-            value_type: ``"td0"`` (the default), ``"td1"``, ``"td_lambda"``, the members of ``ValueEstimators`` of
-                those names, or a ``ValueEstimatorBase`` subclass or instance. It gets the loss's keys.
-            on_unordered: what TD(1) and TD(lambda) do about a batch that does not hold trajectories in time order:
-                ``"warn"`` once, or ``"raise"``.
-            **hyperparams: ``gamma`` in [0, 1] (0.99), ``lmbda`` in [0, 1] (0.95), and what else its class accepts.
-
-        Returns:
-            The loss.
-
-        Raises:
-            ValueError: if the estimator is unknown (also a ``NotImplementedError``), or gamma or lmbda out of range.
-            TypeError: if the estimator does not accept one of ``hyperparams``.
-        """
-        value_type = self.default_value_estimator if value_type is None else value_type
-        supported, network, device = self.SUPPORTED_VALUE_ESTIMATORS, self._value_network(), self._default_device
-        self._estimator = Estimator(value_type, supported, network, device, on_unordered, hyperparams)
-        self.__dict__["_value_estimator"] = self._estimator.module  # not a submodule: gamma is no part of state_dict
-        self.value_type = self._estimator.value_type
-        self._wire()
-        return self
-
-    def _value_network(self) -> Any:
-        """What a built-in estimator calls for the next value if the user calls the estimator by itself."""
-        return None
-
-    @property
-    def value_estimator(self) -> ValueEstimatorBase:
-        """What turns reward and next value into targets; TD(0) with gamma 0.99 unless chosen."""
-        return self._value_estimator
-
-    @value_estimator.setter
-    def value_estimator(self, estimator: ValueEstimatorBase) -> None:
-        self.make_value_estimator(estimator)

@@ -1,0 +1,203 @@
+"""What a user configures of a loss, in any order, and how a loss reads a batch: entries, outputs, value estimator."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from tensordict import NestedKey, TensorDictBase, is_tensor_collection
+from torchrl.envs.utils import set_exploration_type
+from torchrl.modules import set_recurrent_mode
+from torchrl.objectives import ValueEstimators
+from torchrl.objectives.value import ValueEstimatorBase
+
+from torchrl_ddpg import checks
+from torchrl_ddpg.batch import Batch, under_next
+from torchrl_ddpg.losses.module import NetworkOwner
+from torchrl_ddpg.value_estimators import ESTIMATORS, Estimator
+
+Self = TypeVar("Self", bound="ConfigurableLoss")
+
+
+class ConfigurableLoss(NetworkOwner):
+    """A loss whose entries' names, outputs and value estimator can be chosen, and which reads a batch by them."""
+
+    @dataclass
+    class _AcceptedKeys:
+        """The entries of a batch that ``set_keys`` can rename."""
+
+        state_action_value: NestedKey = "state_action_value"
+        priority: NestedKey = "td_error"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        priority_weight: NestedKey = "priority_weight"
+        steps_to_next_obs: NestedKey = "steps_to_next_obs"
+
+    default_keys = _AcceptedKeys
+    default_value_estimator = ValueEstimators.TD0
+    SUPPORTED_VALUE_ESTIMATORS = tuple(ESTIMATORS)
+    all_out_keys: ClassVar[tuple[str, ...]] = ()
+    extra_keys: Sequence[NestedKey] = ()
+    """Entries that a step reads with ``batch.get``, beside those that the networks read."""
+    use_prioritized_weights: str | bool = "auto"
+    _selected_out_keys: tuple[str, ...] | None = None
+
+    def __init__(self, *networks: Any, **options: Any) -> None:
+        self.__dict__["_reading"] = [None]  # the batch that the terms share while one call of the loss lasts
+        super().__init__(*networks, **options)
+        self._warned_updater = False
+
+    @checks.names_errors
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Rename entries of the batch; None restores the default.
+
+        Raises:
+            ValueError: if the loss has no such key.
+            TypeError: if a name is not a string or a tuple of strings.
+        """
+        accepted = [field.name for field in fields(self._AcceptedKeys)]
+        for name, value in kwargs.items():
+            checks.choice("a name given to set_keys", name, accepted)
+            value = getattr(self.default_keys(), name) if value is None else value
+            setattr(self.tensor_keys, name, checks.nested_key(f"set_keys({name}=...)", value))
+        self._wire()
+
+    def _wire(self) -> None:
+        self._seen.clear()
+        keys = self.tensor_keys
+        flags = [under_next(key) for key in (keys.reward, keys.done, keys.terminated)]
+        later = [under_next(key) for key in self.observed_keys]
+        needed = {*self.observed_keys, *self.critic_in_keys, *later, *flags, *self.extra_keys}
+        if self.use_prioritized_weights is True:
+            needed.add(keys.priority_weight)
+        self.in_keys = sorted(needed, key=str)
+        optional = [keys.priority_weight, keys.steps_to_next_obs, "gamma"]
+        self.call_keys = self.in_keys + [key for key in optional if key not in needed]
+        self._fetched_keys = (*self.call_keys, under_next(keys.steps_to_next_obs), ("next", "gamma"))
+        self._estimator.set_keys(keys)
+
+    @property
+    def out_keys(self) -> list[str]:
+        """Names of the outputs, losses (with gradient) and metrics (without)."""
+        return list(self._selected_out_keys or self.all_out_keys)
+
+    @property
+    def out_keys_source(self) -> list[str]:
+        """Names of all outputs, selected or not."""
+        return list(self.all_out_keys)
+
+    @checks.names_errors
+    def select_out_keys(self: Self, *out_keys: str) -> Self:
+        """Keep only these outputs, in this order; ``reset_out_keys()`` brings all back.
+
+        Raises:
+            ValueError: if one of them is not an output of the loss.
+        """
+        for key in out_keys:
+            checks.choice("an output key", key, self.all_out_keys)
+        self._selected_out_keys = tuple(out_keys)
+        return self
+
+    def reset_out_keys(self: Self) -> Self:
+        """Bring back every output."""
+        self._selected_out_keys = None
+        return self
+
+    @checks.names_errors
+    def make_value_estimator(
+        self: Self, value_type: Any = None, *, on_unordered: str = "warn", **hyperparams: Any
+    ) -> Self:
+        """Choose how targets are made; before or after ``set_keys``.
+
+        Args:
+            value_type: ``"td0"`` (the default), ``"td1"``, ``"td_lambda"``, the members of ``ValueEstimators`` of
+                those names, or a ``ValueEstimatorBase`` subclass or instance. It gets the loss's keys.
+            on_unordered: what TD(1) and TD(lambda) do about a batch that does not hold trajectories in time order:
+                ``"warn"`` once, or ``"raise"``.
+            **hyperparams: ``gamma`` in [0, 1] (0.99), ``lmbda`` in [0, 1] (0.95), and what else its class accepts.
+
+        Returns:
+            The loss.
+
+        Raises:
+            ValueError: if the estimator is unknown (also a ``NotImplementedError``), or gamma or lmbda out of range.
+            TypeError: if the estimator does not accept one of ``hyperparams``.
+        """
+        value_type = self.default_value_estimator if value_type is None else value_type
+        supported, network, device = self.SUPPORTED_VALUE_ESTIMATORS, self._value_network(), self._default_device
+        self._estimator = Estimator(value_type, supported, network, device, on_unordered, hyperparams)
+        self.__dict__["_value_estimator"] = self._estimator.module  # not a submodule: gamma is no part of state_dict
+        self.value_type = self._estimator.value_type
+        self._wire()
+        return self
+
+    def _value_network(self) -> Any:
+        """What a built-in estimator calls for the next value if the user calls the estimator by itself."""
+        return None
+
+    @property
+    def value_estimator(self) -> ValueEstimatorBase:
+        """What turns reward and next value into targets; TD(0) with gamma 0.99 unless chosen."""
+        return self._value_estimator
+
+    @value_estimator.setter
+    def value_estimator(self, estimator: ValueEstimatorBase) -> None:
+        self.make_value_estimator(estimator)
+
+    @contextlib.contextmanager
+    def reading_once(self, tensordict: TensorDictBase) -> Iterator[Batch]:
+        """While it lasts both terms share what was read and checked of this batch, as long as it stays the same."""
+        batch = self.read(tensordict)
+        try:
+            self._reading[0] = batch
+            with set_exploration_type(self.deterministic_sampling_mode), set_recurrent_mode(True):
+                yield batch
+        finally:
+            self._reading[0] = None
+
+    @checks.names_errors
+    def read(self, tensordict: TensorDictBase) -> Batch:
+        """Fetch what the terms read of a batch, and check it.
+
+        Raises:
+            BatchError: if it cannot be used.
+        """
+        batch = self._read(tensordict)
+        if not torch.compiler.is_compiling() and batch is not self._reading[0]:
+            self._estimator.check_gamma(batch)
+            if batch.first_of_its_kind or self._estimator.on_unordered == "raise":
+                self._estimator.check_order(type(self).__name__, batch, self.observed_keys)
+        return batch
+
+    def _read(self, tensordict: TensorDictBase) -> Batch:
+        shared = self._reading[0]
+        if shared is not None and shared.source is tensordict and shared.is_current():
+            return shared
+        if not is_tensor_collection(tensordict):
+            raise TypeError(
+                f"the batch is of type {type(tensordict).__name__}; accepted: a TensorDict, or the entries as keyword "
+                f"arguments, such as loss(observation=..., action=..., next_reward=...)."
+            )
+        batch = Batch(tensordict, self.tensor_keys, self._fetched_keys, self.loss_mask_key, self._dtype)
+        if torch.compiler.is_compiling():
+            return batch
+        if not self._warned_updater and not self.has_updater:
+            self._warned_updater = True
+            checks.warn(
+                f"{type(self).__name__}: No target network updater has been associated with this loss module, so its "
+                f"targets stay as they are. Build one, SoftUpdate(loss, tau=0.005), and call its step() after each "
+                f"update, or move them yourself."
+            )
+        self._check_live()
+        signature = batch.form()
+        batch.first_of_its_kind = signature not in self._seen
+        if batch.first_of_its_kind:
+            batch.check_inputs(self.observed_keys, self._default_device)
+            if len(self._seen) > 100:  # batches of ever new shapes must not pile up
+                self._seen.clear()
+            self._seen.add(signature)
+        return batch
