@@ -242,9 +242,9 @@ class Batch:
         pending: list[TensorDictBase] = [self.source]
         while pending:
             part = pending.pop()
-            if type(part) is not TensorDict and isinstance(
+            if isinstance(
                 part, LazyStackedTensorDict
-            ):  # whose entries are made anew at each look
+            ):  # its entries are made anew at each look, those of its parts not
                 pending += part.tensordicts
                 continue
             values = list(part.values())

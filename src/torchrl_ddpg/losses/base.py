@@ -6,7 +6,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -24,7 +24,6 @@ from torchrl_ddpg.losses.calls import AbsentError, Entries
 from torchrl_ddpg.losses.configuration import ConfigurableLoss
 from torchrl_ddpg.losses.networks import Use
 
-Self = TypeVar("Self", bound="DeterministicPolicyLoss")
 Report = dict[str, Tensor]
 _SHARED_METRICS = ("pred_value", "target_value", "next_state_value", "state_action_value_actor")
 

@@ -196,7 +196,6 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
                     if net.has_new_names():
                         setattr(self, f"{name}_params", live_params(net.module, self._held_out(name)))
                 changed = True
-                changed = True
             changed |= self._modules.get(f"target_{name}_params") is not net.targets
         if changed:
             self._build_networks()

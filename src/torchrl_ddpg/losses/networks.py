@@ -111,12 +111,12 @@ class Network:
         parts = list(module.modules())
         slots = ("_modules", "_parameters", "_forward_hooks", "_forward_pre_hooks")
         owned: list[dict[str, Any]] = [getattr(part, slot) for part in parts for slot in slots]
-        # Empty modules, which networks of several agents fill at each call, hold other objects after it.
         # TensorDict's own attributes: parameters swapped in through the loss show nowhere else.
         self._holders_of_leaves = [params] if targets is None else [params, targets]
         self._inner = [holder._param_td for holder in self._holders_of_leaves]
         owned += [part._tensordict for inner in self._inner for part in _nested(inner)]
         self._registered = _named(params)
+        # Empty modules, which networks of several agents fill at each call, hold other objects after it.
         self._structured = [own for own in owned if not any(getattr(value, "is_meta", False) for value in own.values())]
         self._filled = [own for own in self._structured if own]
         self._structure_then = self._structure()

@@ -174,8 +174,9 @@ class Body:
     def __init__(self, module: nn.Module) -> None:
         self._twins: dict[int, Any] = {}
         self.holders: list[tuple[dict[str, Any], str, tuple[str, ...]]] = []
+        own = {id(one) for one in (*module.modules(), *module.parameters(), *module.buffers())}
         for part in module.modules():
-            if _leads_back(part, {id(one) for one in (*module.modules(), *module.parameters(), *module.buffers())}):
+            if _leads_back(part, own):
                 raise TwinError(f"an attribute or hook of a {type(part).__name__} leads back to its modules")
         self.root = self._twin(module, ())
 
