@@ -1,198 +1,322 @@
-"""Train DDPG (Lillicrap et al. 2016, algorithm 1) or a descendant: ``python train_ddpg.py [PRESET] [--flags]``."""
+"""Train DDPG (Lillicrap et al. 2016, algorithm 1) or a descendant: ``python train_ddpg.py [PRESET] [--flags]``.
+
+From top to bottom: environment, networks, exploration, loss and update, replay buffer, evaluation, and the loop. What
+is not the algorithm stands in the folder ``trainer``: every setting with its default in ``configuration.py``, the
+environments of three libraries, the collectors, records, checkpoints and data to learn from.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 
-if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds, ends without a traceback
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":  # --help and misspelt flags are answered before PyTorch is imported, which takes seconds
+    from trainer import command_line
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+    CONFIG = command_line.parse(sys.argv[1:])
 
+import functools
+import math
+
+import numpy as np
 import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl import data, envs, modules
 
-import command_line
-import offline
-import pipeline
-import replay_buffer
-from learners import make_learner
-
-
-@dataclass
-class EnvConfig:
-    """The environment and its transforms."""
-
-    backend: Literal["gymnasium", "dm-control", "torchrl"] = "gymnasium"  # Library that the environment comes from.
-    name: str = ""  # By default HalfCheetah-v5, cheetah-run or PendulumEnv; for torchrl also module:Class.
-    frame_skip: int = 2  # Frames (simulator steps) that an action lasts.
-    from_pixels: bool = False  # Show the networks the last three images instead of the state.
-    max_steps: int = 500  # Actions after which an episode is truncated; 0 = the environment's own limit.
-    count: int = 4  # Environments that step together.
-    parallel: bool = True  # Give each of them its own process.
-    reward_scale: float = 1.0  # Factor on the rewards in training. Tutorial: 5, return -26 [547].
-    normalise: bool = True  # Bring observations to mean 0 and deviation 1, as measured under random actions.
-    random_steps: int = 5_000  # Random actions for that and for the random policy's return; whole episodes.
+from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss, UpdateStep
+from trainer import command_line, environments, offline_data, policies
+from trainer.checkpoints import Checkpoints
+from trainer.collectors import Collecting
+from trainer.errors import refusing
+from trainer.records import Records
 
 
-@dataclass
-class NoiseConfig:
-    """Exploration noise, in units of the action."""
-
-    kind: Literal["ou", "gaussian", "none"] = "ou"  # Ornstein-Uhlenbeck (correlated in time), or Gaussian, or none.
-    sigma: float = 0.2  # Deviation of what each step adds.
-    dt: float = 1.0  # Time an Ornstein-Uhlenbeck process advances a step. Tutorial: 0.01, return 483 [547].
-    end: float = 0.1  # Share of the noise that is left in the end.
-    anneal_frames: int = 1_000_000  # Frames until then.
+def make_env(cfg, statistics=None, seed: int = 0, several: bool = True):
+    """The environments to train with, as one batch, or one to evaluate with; transformed and seeded."""
+    return transform(environments.make_several(cfg) if several else environments.make_one(cfg), cfg, statistics, seed)
 
 
-@dataclass
-class ReplayConfig:
-    """What is stored, and what a minibatch is."""
-
-    unit: Literal["trajectory", "transition"] = "trajectory"  # Store stretches of trajectories, or single steps.
-    frames: int = 1_000_000  # Frames that fit in.
-    batch: int = 64  # Crops or single steps in a minibatch. Tutorial: 32.
-    crop: int = 2  # Steps in a crop of a stretch, at most steps-per-batch. Tutorial: 25, return 319 [547].
-    sampler: Literal["uniform", "prioritised"] = "uniform"  # Sample evenly, or by TD error.
-    alpha: float = 0.7  # Power of the TD error in prioritised sampling.
-    beta: float = 0.5  # How far the weights correct its bias.
-    prefetch: int = 0  # Draws that threads make ahead. Tutorial: 3; 0 keeps a seed's run repeatable.
-
-
-@dataclass
-class EvalConfig:
-    """Deterministic episodes that measure the policy."""
-
-    interval: int = 16_000  # Frames between evaluations; 0 = never.
-    episodes: int = 3  # Episodes whose returns are averaged.
+def transform(env, cfg, statistics=None, seed: int = 0):
+    """The environment with the transforms behind it, seeded."""
+    steps = [
+        envs.RewardSum(),  # before the scaling, so that returns stay in the environment's own units
+        envs.RewardScaling(0.0, cfg.reward_scale),
+        *environments.to_observation_vector(env),
+    ]
+    if statistics:
+        steps.append(envs.ObservationNorm(*statistics, in_keys=["observation_vector"], standard_normal=True))
+    steps += [envs.StepCounter(cfg.max_steps or None), envs.InitTracker()]
+    env = envs.TransformedEnv(env, envs.Compose(*steps), auto_unwrap=False)
+    env.set_seed(seed)
+    return env
 
 
-@dataclass
-class Config:
-    """Train DDPG or a descendant. Presets: tutorial (the default), mujoco, pendulum. A frame is a simulator step."""
+class Squash(nn.Module):
+    """Tanh onto the action's range: what ``TanhDelta`` gives, without making a distribution at each call."""
 
-    env: EnvConfig = field(default_factory=EnvConfig)
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    loss: Literal["ddpg", "td3", "td3-bc", "d4pg"] = "ddpg"  # Paper to follow; td3-bc learns from offline-data alone.
-    policy_delay: int = 0  # Updates of the critic to one of actor and targets; 0 = the paper's (TD3: 2, else 1).
-    v_min: float = 0.0  # d4pg: lowest discounted return in scaled rewards, such as lowest reward / (1 - gamma).
-    v_max: float = 0.0  # d4pg: highest; right if target_outside_support in metrics.csv stays near 0.
-    num_atoms: int = 51  # d4pg: returns between the two to which the critic gives probabilities.
-    offline_data: str = ""  # td3-bc: the replay folder of a run with save-replay, or a Minari dataset on this machine.
-    save_replay: bool = False  # Write the replay buffer to OUTPUT-DIR/replay in the end, for td3-bc.
-    total_frames: int = 64_000  # Frames to train for, rounded up to whole batches.
-    init_random_frames: int = 5_000  # Frames of random actions before learning begins; whole batches.
-    collector: Literal["sync", "async", "ray"] = "sync"  # Collect between updates, or meanwhile, or with Ray.
-    steps_per_batch: int = 200  # Actions of each environment in a collected batch.
-    updates_per_batch: int = 400  # Updates after each batch. Tutorial: 64, return -172 [547].
-    estimator: Literal["td0", "td1", "td_lambda"] = "td_lambda"  # Value estimator of the critic's targets.
-    gamma: float = 0.99  # Discount of an action.
-    lmbda: float = 0.5  # Weight of longer returns in td_lambda. Tutorial: 0.9, return 377 [547].
-    n_steps: int = 1  # Rewards summed before bootstrapping; more than one goes with td0.
-    target_update: Literal["soft", "hard"] = "soft"  # Move the targets a little at each update, or copy now and then.
-    tau: float = 0.005  # Weight of the online networks in a soft update. Tutorial: 0.001, return 461 [547].
-    hard_interval: int = 1_000  # Updates between two hard copies.
-    actor_lr: float = 1e-4  # Learning rate of the actor.
-    critic_lr: float = 1e-3  # Learning rate of the critic.
-    critic_weight_decay: float = 0.0  # Weight decay of the critic. Tutorial: 1e-2, return 420 [547].
-    max_grad_norm: float = 10.0  # Gradient norm above which a network's gradient is clipped; 0 = never.
-    compile: bool = False  # Compile the update with torch.compile.
-    record_operators: bool = False  # On a CPU, record the update's operators: the same numbers, sooner.
-    cuda_graph: bool = False  # Replay the update as one CUDA graph; needs --device cuda.
-    hidden: tuple[int, ...] = (256, 256)  # Widths of the hidden layers. Tutorial: 400, 300.
-    action_layer: Literal[0, 1] = 1  # Hidden layers before the critic sees the action; 0 for td3 and td3-bc.
-    activation: Literal["ELU", "ReLU", "SiLU", "Tanh"] = "ReLU"  # Activation. Tutorial: ELU, 35 times ReLU's time.
-    seed: int = 0  # The same seed gives the same run (on a CPU, sync, without prefetch).
-    threads: int = 1  # PyTorch's threads in the main process.
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # Where the networks live.
-    output_dir: Path = Path("outputs")  # Folder for the results; an earlier run's are replaced.
-    tensorboard: bool = False  # Log to TensorBoard too.
+    def __init__(self, low, high) -> None:
+        super().__init__()
+        self.register_buffer("middle", (low + high) / 2)
+        self.register_buffer("half_range", (high - low) / 2)
+
+    def forward(self, param):
+        """The action, of the shape of ``param``."""
+        return torch.addcmul(self.middle, self.half_range, param.tanh())
 
 
-PRESETS = {
-    "tutorial": Config(),  # beside fields: return with the tutorial's number [ours], mean of three seeds, 24,000 frames
-    # What published results use: Fujimoto et al. 2018, CleanRL, Tianshou.
-    "mujoco": Config(
-        env=EnvConfig(frame_skip=1, max_steps=0, count=4, parallel=False, normalise=False),
-        noise=NoiseConfig("gaussian", sigma=0.1, end=1.0),
-        replay=ReplayConfig("transition", batch=256),
-        eval=EvalConfig(interval=10_000),
-        total_frames=1_000_000,
-        init_random_frames=25_000,
-        collector="async",
-        steps_per_batch=25,
-        updates_per_batch=100,
-        estimator="td0",
-        actor_lr=3e-4,
-        critic_lr=3e-4,
-        max_grad_norm=0.0,
-        record_operators=True,
-        action_layer=0,
-        threads=2,
-    ),
-    "pendulum": Config(
-        env=EnvConfig(name="Pendulum-v1", frame_skip=1, max_steps=0, count=1, parallel=False, reward_scale=0.1),
-        noise=NoiseConfig("gaussian", sigma=0.2, end=1.0),
-        replay=ReplayConfig("transition", batch=128),
-        eval=EvalConfig(interval=2_000, episodes=10),
-        total_frames=12_000,
-        init_random_frames=1_000,
-        steps_per_batch=50,
-        updates_per_batch=50,
-        estimator="td0",
-        actor_lr=1e-3,
-        v_min=-163.0,  # the lowest reward, -16.3, scaled, for ever
-    ),
-}
+class FromImages(nn.Module):
+    """A network that is shown images of uint8 as numbers between 0 and 1."""
+
+    def __init__(self, network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images, *others):
+        """What the network gives."""
+        return self.network(images.float() / 255, *others)
 
 
-def train(cfg: Config) -> bool:
-    """Run algorithm 1 for `total_frames` frames or until Ctrl-C, and save what was learned; True after Ctrl-C."""
-    if cfg.loss == "td3-bc":
-        return offline.train(cfg)
+def make_networks(cfg, env):
+    """Actor and critic as the loss's paper has them, whose lazy layers have seen one step."""
+    if cfg.networks:
+        return own_networks(cfg, env)
+    spec, size = env.action_spec_unbatched, env.action_spec.shape[-1]
+    common = {"activation_class": getattr(nn, cfg.activation), "depth": None}
+    outputs = {"out_features": cfg.num_atoms if cfg.loss == "d4pg" else 1}
+    action_layer = int(cfg.loss in ("ddpg", "d4pg")) if cfg.action_layer is None else cfg.action_layer
+    if env.observation_spec["observation_vector"].dtype == torch.uint8:
+        net = FromImages(modules.DdpgCnnActor(size))
+        value = FromImages(modules.DdpgCnnQNet(mlp_net_kwargs=outputs))
+    else:
+        net = modules.DdpgMlpActor(size, common | {"num_cells": list(cfg.hidden)})
+        if action_layer == 0:
+            value = modules.MLP(num_cells=list(cfg.hidden), **common, **outputs)
+        else:
+            first = common | {"depth": 0, "out_features": cfg.hidden[0]}
+            value = modules.DdpgMlpQNet(first, common | outputs | {"num_cells": list(cfg.hidden[1:])})
+    low, high = spec.space.low, spec.space.high
+    onto_range = nn.Tanh() if (low == -1).all() and (high == 1).all() else Squash(low, high)
+    inner_keys = ["param", "hidden"] if isinstance(net, FromImages) else ["param"]
+    actor = TensorDictSequential(
+        TensorDictModule(net, ["observation_vector"], inner_keys), TensorDictModule(onto_range, ["param"], ["action"])
+    )
+    critic = TensorDictModule(value, ["observation_vector", "action"], ["state_action_value"])
+    critic(actor(env.fake_tensordict()))
+    return actor.to(cfg.device), critic.to(cfg.device)
+
+
+def own_networks(cfg, env):
+    """Actor and critic of the user's own making."""
+    with refusing(f"--networks {cfg.networks}", "a function of (cfg, env) that returns actor and critic"):
+        actor, critic = environments.look_up(cfg.networks)(cfg, env)
+        critic(actor(env.fake_tensordict())).select("action", "state_action_value")
+        return actor.to(cfg.device), critic.to(cfg.device)
+
+
+def make_exploration(cfg, actor, spec):
+    """The actor with noise behind it, and the noise, whose ``step`` anneals it."""
+    noise, steps = cfg.noise, math.ceil(cfg.noise.anneal_frames / cfg.env.frame_skip)
+    half_range = (spec.space.high - spec.space.low).float() / 2
+    if noise.kind == "ou":
+        options = {"sigma": noise.sigma * half_range, "dt": 1.0, "device": cfg.device}
+        module = modules.OrnsteinUhlenbeckProcessModule(spec, 1.0, noise.end, steps, **options).to(cfg.device)
+    else:
+        sigma = noise.sigma if noise.kind == "gaussian" else 0.0
+        options = {"std": half_range.tolist(), "device": cfg.device}
+        module = modules.AdditiveGaussianModule(spec, sigma, sigma * noise.end, steps, **options)
+    return TensorDictSequential(actor, module), module
+
+
+def make_loss(cfg, actor, critic, spec):
+    """The loss, which holds the target networks; TD3's also makes the second critic."""
+    if cfg.loss == "d4pg":
+        loss = D4PGLoss(actor, critic, action_spec=spec, v_min=cfg.v_min, v_max=cfg.v_max, num_atoms=cfg.num_atoms)
+    elif cfg.loss == "ddpg":
+        loss = DDPGLoss(actor, critic, action_spec=spec)
+    else:
+        family = TD3Loss if cfg.loss == "td3" else TD3BCLoss
+        loss = family(actor, critic, action_spec=spec, loss_function="l2")
+    lmbda = {"lmbda": cfg.lmbda} if cfg.estimator == "td_lambda" else {}
+    return loss.make_value_estimator(cfg.estimator, gamma=cfg.gamma, **lmbda).to(cfg.device)
+
+
+def make_update(cfg, loss) -> UpdateStep:
+    """One update from a minibatch: a step of the critic, then, on its delay, one of the actor and of the targets."""
+    adam = functools.partial(torch.optim.Adam, fused=True)
+    critics = getattr(loss, f"{loss.critic_name}_params").parameters()
+    if cfg.hard_interval:
+        targets = HardUpdate(loss, value_network_update_interval=cfg.hard_interval)
+    else:
+        targets = SoftUpdate(loss, tau=cfg.tau)
+    return UpdateStep(
+        loss,
+        actor_optimizer=adam(loss.actor_network_params.parameters(), lr=cfg.actor_lr),
+        critic_optimizer=adam(critics, lr=cfg.critic_lr, weight_decay=cfg.critic_weight_decay),
+        target_updater=targets,
+        policy_delay=cfg.policy_delay or (2 if cfg.loss in ("td3", "td3-bc") else 1),
+        max_grad_norm=cfg.max_grad_norm or None,
+        compile=cfg.update == "compile",
+        record_operators=cfg.update == "record" and cfg.device == "cpu",
+        cuda_graph=cfg.update == "cuda-graph",
+    )
+
+
+def make_replay(cfg, images: bool, size: int = 0):
+    """Stretches of trajectories, sampled as random crops, or single transitions; images in memory-mapped files."""
+    replay, options = cfg.replay, {"prefetch": cfg.replay.prefetch or None, "priority_key": "td_error"}
+    size = size or math.ceil(min(replay.frames, cfg.total_frames) / cfg.env.frame_skip)
+    if replay.crop > 1:
+        size = math.ceil(size / cfg.steps_per_batch)
+        if replay.crop < cfg.steps_per_batch:
+            options["transform"] = envs.RandomCropTensorDict(replay.crop)
+    if replay.sampler == "prioritised":
+        np.random.seed(cfg.seed)  # where this sampler draws from
+        options["sampler"] = data.PrioritizedSampler(size, replay.alpha, replay.beta)
+    storage = data.LazyMemmapStorage if images else data.LazyTensorStorage
+    # One draw of ten minibatches takes twice the time of a draw of one; every prioritised update moves priorities.
+    draws = 1 if replay.sampler == "prioritised" or images else 10
+    return data.TensorDictReplayBuffer(storage=storage(size), batch_size=replay.batch * draws, **options)
+
+
+def minibatches(cfg, replay, count: int):
+    """So many minibatches on the device, several a draw."""
+    while count > 0:
+        drawn = replay.sample().to(cfg.device).split(cfg.replay.batch)[:count]
+        yield from drawn
+        count -= len(drawn)
+
+
+def to_store(cfg, batch):
+    """What is stored of a collected batch: its n-step returns if asked for, and only what trains."""
+    if cfg.n_steps > 1:
+        ends = batch["next"].select(*environments.END_KEYS)
+        batch = data.MultiStep(cfg.gamma, cfg.n_steps)(batch)
+        # MultiStep moves the next observation n steps on, but leaves the end flags behind.
+        batch["next"].update(ends.gather(1, torch.arange(batch.shape[1]) + batch["steps_to_next_obs"] - 1))
+    after = [("next", key) for key in ("observation_vector", "reward", *environments.END_KEYS)]
+    batch = batch.select("observation_vector", "action", "steps_to_next_obs", *after, strict=False)
+    return batch if cfg.replay.crop > 1 else batch.reshape(-1)
+
+
+@torch.no_grad()
+def evaluate(cfg, env, actor, loss=None, stop=None) -> dict:
+    """Deterministic episodes, whose first states are the same every time: what they return, and what is wrong with Q.
+
+    Args:
+        cfg: the configuration.
+        env: one environment, from :func:`make_env`.
+        actor: the policy, without noise.
+        loss: the loss, to hold its critic's values against the returns that followed.
+        stop: an event that ends it early, without a result.
+    """
+    env.set_seed(cfg.seed + 2)
+    spec, found = env.action_spec_unbatched.space, {"return": [], "length": [], "saturated": [], "overestimation": []}
+    with envs.set_exploration_type(envs.ExplorationType.DETERMINISTIC):
+        for _ in range(cfg.eval.episodes):
+            run = environments.episode(env, actor, stop)
+            if run is None:
+                return {}
+            found["return"].append(run["next", "episode_reward"][-1].item())
+            found["length"].append(len(run) * cfg.env.frame_skip)
+            margin = (spec.high - spec.low) / 200  # 1 % of half the range
+            at_bound = (run["action"] <= spec.low + margin) | (run["action"] >= spec.high - margin)
+            found["saturated"].append(at_bound.float().mean().item())
+            if loss is not None:
+                found["overestimation"] += overestimation(cfg, loss, run)
+    mean = {key: float(np.mean(values)) for key, values in found.items() if values}
+    result = {"eval_return": mean["return"], "eval_std": float(np.std(found["return"])), "eval_length": mean["length"]}
+    result |= {"saturated_actions": mean["saturated"]}
+    return result | ({"overestimation": mean["overestimation"]} if "overestimation" in mean else {})
+
+
+def overestimation(cfg, loss, run) -> list[float]:
+    """Mean of Q(s, a) less the discounted return that followed, in the environment's units; none if it is not known."""
+    rewards, following, returns = run["next", "reward"].squeeze(-1).tolist(), 0.0, []
+    for reward in reversed(rewards):
+        following = reward + cfg.gamma * following
+        returns.append(following)
+    known = len(rewards)
+    if not run["next", "terminated"][-1].any():  # an episode that was cut: only where 95 % of the discounts are in it
+        known -= math.ceil(math.log(0.05) / math.log(cfg.gamma)) if 0 < cfg.gamma < 1 else known * (cfg.gamma == 1)
+    if known < 1:
+        return []
+    steps = run[:known].exclude("td_error").to(cfg.device).unsqueeze(0)
+    with torch.random.fork_rng(devices=[]):  # TD3's target noise, so that evaluating changes nothing
+        value = loss.loss_value(steps)[1]["pred_value"].mean().item()
+    return [(value - sum(returns[::-1][:known]) / known) / cfg.env.reward_scale]
+
+
+def measure(cfg, transitions=None):
+    """Return of random actions, and mean and deviation of observations: those of random actions, or of the data."""
+    env = make_env(cfg.env, seed=cfg.seed + 1, several=False)
+    random_return, seen = environments.act_randomly(env, cfg.env.random_steps)
+    env.close()
+    seen = seen if transitions is None else transitions["observation_vector"]
+    return random_return, environments.statistics(seen) if cfg.env.normalise and seen.dtype != torch.uint8 else None
+
+
+def train(cfg, stop) -> None:
+    """Run algorithm 1 for ``total_frames`` frames or until the event ``stop`` is set, and save what was learned."""
     torch.manual_seed(cfg.seed)
     torch.set_num_threads(cfg.threads)
-    random_return, stats = pipeline.measure_random_policy(cfg)
-    eval_env = pipeline.make_env(cfg.env, stats, training=False, seed=cfg.seed + 2)
+    transitions = offline_data.load(cfg, make_env) if cfg.offline_data else None
+    records = Records(cfg)
+    checkpoints = Checkpoints(cfg.output_dir, records=records)
+    if cfg.resume:
+        checkpoints.load("records")
+    else:
+        records.random_return, records.statistics = measure(cfg, transitions)
+    eval_env = make_env(cfg.env, records.statistics, several=False)
     # Initialise critic Q and actor mu, their targets Q' and mu', the noise N and the replay buffer R.
-    actor, critic = pipeline.make_networks(cfg, eval_env)
-    policy, noise = pipeline.make_exploration(cfg, actor, eval_env.action_spec_unbatched)
-    update = make_learner(cfg, actor, critic, eval_env.action_spec_unbatched)
-    replay = replay_buffer.make_replay(cfg)
-    with (
-        pipeline.Recorder(cfg, actor, eval_env, stats, random_return) as recorder,
-        pipeline.collecting(cfg, stats, policy) as (collector, stop),
-        offline.saving_replay(cfg, replay, stats),
-    ):
-        for batch in collector:
+    actor, critic = make_networks(cfg, eval_env)
+    policy, noise = make_exploration(cfg, actor, eval_env.action_spec_unbatched)
+    loss = make_loss(cfg, actor, critic, eval_env.action_spec_unbatched)
+    update = make_update(cfg, loss)
+    if transitions is None:
+        replay = make_replay(cfg, images=eval_env.observation_spec["observation_vector"].dtype == torch.uint8)
+        source = Collecting(cfg, functools.partial(make_env, cfg.env, records.statistics), policy, stop, records.frames)
+    else:
+        replay = make_replay(cfg, images=False, size=len(transitions))
+        replay.extend(offline_data.as_trained_on(transitions, records.statistics, cfg.env.reward_scale))
+        source = offline_data.NothingCollected(cfg, stop, records.frames)
+    with records, source as batches:
+        checkpoints.register(replay, update=update, noise=noise, collector=batches)
+        if cfg.resume:
+            checkpoints.load()
+        elif cfg.eval.interval:
+            records.evaluated(evaluate(cfg, eval_env, actor, stop=stop), actor)
+        for batch in batches:
             # Act with mu(s) + N for a while; store actions, rewards and next states in R.
-            replay.extend(replay_buffer.prepare(cfg, batch))
-            recorder.collected(batch)
-            count = cfg.updates_per_batch if recorder.frames >= cfg.init_random_frames else 0
+            if batch is not None:
+                replay.extend(to_store(cfg, batch))
+            records.collected(batch)
+            records.owed += cfg.updates_per_batch if records.frames >= cfg.init_random_frames else 0
             # Sample a minibatch from R.
-            for sample in replay_buffer.minibatches(cfg, replay, count):
+            for sample in minibatches(cfg, replay, records.owed):
                 if stop.is_set():
-                    return True
-                pipeline.share_threads(cfg, collector)
+                    break
+                batches.share_threads()
                 # Descend (y - Q(s, a))^2 with y = r + gamma Q'(s', mu'(s')), then ascend Q(s, mu(s)),
                 # then move Q' and mu' towards Q and mu.
-                recorder.note(**update(sample))
+                records.updated(**update(sample))
                 replay.update_tensordict_priority(sample)
-                recorder.updates += 1
-            collector.update_policy_weights_()
-            recorder.sent = recorder.updates
-            noise.step(batch.numel())
-            recorder.finish_batch()
-            if stop.is_set():
-                return True
-    return False
+            batches.send_weights()
+            records.sent = records.updates
+            noise.step(cfg.steps_per_batch * cfg.env.count)
+            if records.passed(cfg.eval.interval):
+                records.evaluated(evaluate(cfg, eval_env, actor, loss, stop), actor)
+            records.write_row()
+            if records.passed(cfg.checkpoint.interval):
+                checkpoints.save(records)
+                records.save_policy("policy.pt", actor)
+        checkpoints.save(records)
+        records.save_policy("policy.pt", actor)
+        policies.export(cfg.output_dir / "policy.pt2", actor, records, eval_env)
+        records.plot()
+    print(records.summary())
+    if batches.error is not None:
+        raise batches.error
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(PRESETS, train))
+    sys.exit(command_line.run(train, CONFIG))

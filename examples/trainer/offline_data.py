@@ -1,21 +1,22 @@
-"""Training from data alone: what the trainer wrote or Minari holds, and TD3+BC's loop over it."""
+"""Data to learn from without an environment's answers: what an earlier run kept, or a Minari dataset."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 from importlib import import_module
 from pathlib import Path
 
 import torch
+import yaml
 from tensordict import TensorDict
 
-import pipeline
-import replay_buffer
-from command_line import UserError, refusing
-from learners import make_learner
+from trainer.checkpoints import read_transitions
+from trainer.environments import END_KEYS
+from trainer.errors import UserError, refusing
 
-ACCEPTED = "accepted: OUTPUT/replay of a run with --save-replay, or the id of a Minari dataset on this machine"
+ACCEPTED = "accepted: the folder of an earlier run, or the id of a Minari dataset on this machine"
 
 
 def in_units(transitions, shift, factor, reward_factor: float):
@@ -26,15 +27,18 @@ def in_units(transitions, shift, factor, reward_factor: float):
     return transitions
 
 
-@contextlib.contextmanager
-def saving_replay(cfg, replay, stats):
-    """Write the replay buffer in the end, as transitions in the environment's own units, if that is asked for."""
-    yield
-    if cfg.save_replay and len(replay):
-        shift, factor = stats or (0.0, 1.0)
-        kept = replay.storage[: len(replay)].select("observation_vector", "action", "next")
-        transitions = in_units(kept.reshape(-1).clone(), shift, factor, 1 / cfg.env.reward_scale)
-        transitions.memmap(cfg.output_dir / "replay")
+def read_run(folder: Path):
+    """The transitions of an earlier run's replay buffer, in the environment's own units."""
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    if settings["n_steps"] > 1:
+        raise ValueError(f"its rewards are sums over --n-steps {settings['n_steps']}; data of --n-steps 1 can be used")
+    statistics = torch.load(folder / "policy.pt", weights_only=True)["statistics"]
+    mean, deviation = statistics or (0.0, 1.0)
+    after = [("next", key) for key in ("observation_vector", "reward", *END_KEYS)]
+    kept = read_transitions(folder).select("observation_vector", "action", *after).reshape(-1)
+    if kept["observation_vector"].dtype == torch.uint8:
+        raise ValueError("it learned from images; data of states can be used")
+    return in_units(kept, mean, deviation, 1 / settings["env"]["reward_scale"])
 
 
 def to_transitions(episode):
@@ -64,14 +68,12 @@ def read_minari(name: str):
     return torch.cat([to_transitions(episode) for episode in minari.load_dataset(name).iterate_episodes()])
 
 
-def load(cfg):
+def load(cfg, make_env):
     """The data's transitions in the environment's own units; refused if they are not of its shapes."""
     folder = Path(cfg.offline_data)
     with refusing(f"--offline-data {folder}", ACCEPTED):
-        if folder.is_dir() and not (folder / "observation_vector.memmap").exists():
-            raise ValueError("it is no replay folder")
-        found = TensorDict.load_memmap(folder).clone() if folder.is_dir() else read_minari(cfg.offline_data)
-    env = pipeline.make_env(cfg.env, training=False)
+        found = read_run(folder) if folder.is_dir() else read_minari(cfg.offline_data)
+    env = make_env(cfg.env, several=False)
     specs = {"observation_vector": env.observation_spec["observation_vector"], "action": env.action_spec_unbatched}
     env.close()
     for key, spec in specs.items():
@@ -82,31 +84,39 @@ def load(cfg):
     return found
 
 
-def train(cfg) -> bool:
-    """Run TD3+BC for as many updates as `total_frames` frames online would give, and save what was learned."""
-    torch.manual_seed(cfg.seed)
-    torch.set_num_threads(cfg.threads)
-    transitions, stats = load(cfg), None
-    random_return, _ = pipeline.measure_random_policy(cfg)
-    if cfg.env.normalise:
-        stats = mean, deviation = pipeline.statistics(transitions["observation_vector"])
-        in_units(transitions, -mean / deviation, 1 / deviation, 1.0)
-    transitions["next", "reward"] *= cfg.env.reward_scale
-    # Fill the replay buffer R with the data, once.
-    replay = replay_buffer.make_replay(cfg, len(transitions))
-    replay.extend(transitions)
-    eval_env = pipeline.make_env(cfg.env, stats, training=False, seed=cfg.seed + 2)
-    actor, critic = pipeline.make_networks(cfg, eval_env)
-    update = make_learner(cfg, actor, critic, eval_env.action_spec_unbatched)
-    with pipeline.Recorder(cfg, actor, eval_env, stats, random_return) as recorder:
-        while recorder.frames < cfg.total_frames:
-            # Sample a minibatch from R.
-            for sample in replay_buffer.minibatches(cfg, replay, cfg.updates_per_batch):
-                # Descend both critics' (y - Q(s, a))^2 with TD3's target y.
-                # Every second time descend (mu(s) - a)^2 - lambda Q(s, mu(s)), and move the targets.
-                recorder.note(**update(sample))
-                replay.update_tensordict_priority(sample)
-                recorder.updates += 1
-            recorder.advance(cfg.steps_per_batch * cfg.env.count * cfg.env.frame_skip)
-            recorder.finish_batch()
-    return False
+def as_trained_on(transitions, statistics, reward_scale: float):
+    """The transitions with normalised observations and scaled rewards."""
+    mean, deviation = statistics or (0.0, 1.0)
+    return in_units(transitions, -mean / deviation, 1 / deviation, reward_scale)
+
+
+class NothingCollected(contextlib.AbstractContextManager):
+    """Stands in for the collector: as many empty batches as it would take for all frames, until ``stop`` is set."""
+
+    error = None
+
+    def __init__(self, cfg, stop, done: int = 0) -> None:
+        size = cfg.steps_per_batch * cfg.env.count * cfg.env.frame_skip
+        self.stop, self.left = stop, math.ceil((cfg.total_frames - done) / size)
+
+    def __iter__(self):
+        for _ in range(self.left):
+            if self.stop.is_set():
+                return
+            yield None
+
+    def share_threads(self) -> None:
+        """Nothing else runs."""
+
+    def send_weights(self) -> None:
+        """Nobody acts."""
+
+    def state_dict(self) -> dict:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Nothing to go on with."""
+
+    def __exit__(self, *_) -> None:
+        pass

@@ -1,0 +1,1 @@
+"""What surrounds the algorithm of ``train_ddpg.py``: configuration, environments, collectors, records, checkpoints."""

@@ -1,0 +1,168 @@
+"""The collector of a run: in this process, in processes of its own, or on Ray; and what to do when one of them dies."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from functools import partial
+from importlib import import_module
+
+import torch
+from tensordict import TensorDict
+from torchrl import collectors
+from torchrl.weight_update import SharedMemWeightSyncScheme
+
+from trainer import environments
+from trainer.errors import UserError
+
+
+class CollectionError(UserError):
+    """The collector cannot go on: a worker died, an environment raised, or no batch came in time."""
+
+
+class StopWaiting(Exception):  # noqa: N818
+    """The run was asked to end while it waited for a batch."""
+
+
+@contextlib.contextmanager
+def signals_blocked():
+    """Start worker processes that never see Ctrl-C or a closed terminal: the main process tells them when to end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
+
+
+def refuse_nan(batch) -> None:
+    """Raise if the environment returned NaN or infinity."""
+    for key in ("observation_vector", ("next", "observation_vector"), ("next", "reward")):
+        if not batch[key].isfinite().all():
+            raise CollectionError(f"the environment returned NaN or infinity in {key}")
+
+
+class Collecting(contextlib.AbstractContextManager):
+    """Collected batches, one at a time, until all frames are there or ``stop`` is set; workers end with the block.
+
+    Args:
+        cfg: the configuration.
+        make: makes the environments, given ``seed``.
+        policy: acts, with noise.
+        stop: an event; once it is set no further batch is waited for.
+        done: frames that were collected before the run was resumed.
+
+    Attributes:
+        error: why no further batch came, or None.
+    """
+
+    def __init__(self, cfg, make, policy, stop, done: int = 0) -> None:
+        self.cfg, self.stop, self.schemes, self.error = cfg, stop, {}, None
+        size = cfg.steps_per_batch * cfg.env.count
+        left, random = (
+            max(0, math.ceil(frames / cfg.env.frame_skip / size) * size - done // cfg.env.frame_skip)
+            for frames in (cfg.total_frames, cfg.init_random_frames)
+        )
+        options = {"frames_per_batch": size, "total_frames": left, "init_random_frames": random}
+        if cfg.device != "cpu":
+            act_on = "cpu" if cfg.collector == "async" else cfg.device  # two processes would take turns on a GPU
+            options |= {"policy_device": act_on, "env_device": "cpu", "storing_device": "cpu"}
+        # A resumed run's environments begin with other random numbers than the first run's did.
+        makers = [partial(make, seed=cfg.seed + 3 + 1_000 * worker + done) for worker in range(cfg.workers)]
+        with signals_blocked():
+            if cfg.collector == "sync":
+                env = makers[0]()
+                self.collector = collectors.Collector(env, policy, trust_policy=True, **options)
+                self.generators, self.stateless = environments.generators(env), not env.base_env.state_spec.is_empty()
+            elif cfg.collector == "async":
+                self.schemes = {"policy": SharedMemWeightSyncScheme()}
+                options |= {"weight_sync_schemes": self.schemes}
+                self.collector = collectors.MultiAsyncCollector(makers, policy, **options)
+            else:
+                ray_collector = import_module("torchrl.collectors.distributed").RayCollector
+                self.collector = ray_collector(makers, policy, **options)
+
+    def __iter__(self):
+        batches = iter(self.collector)
+        while not self.stop.is_set():
+            try:
+                with self.deadline():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                refuse_nan(batch)
+            except StopWaiting:
+                return
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self.error = CollectionError(f"collecting failed: {reason.rstrip('.')}.")
+                return
+            torch.set_num_threads(self.cfg.threads)  # which TorchRL's environments change when they begin and close
+            yield batch
+
+    @contextlib.contextmanager
+    def deadline(self):
+        """Raise if what is inside takes longer than ``cfg.timeout`` seconds, or waits while the run is to end."""
+        if not hasattr(signal, "setitimer"):
+            yield
+            return
+        began = time.monotonic()
+
+        def look(*_) -> None:
+            if self.stop.is_set() and self.cfg.collector != "sync":
+                raise StopWaiting
+            if time.monotonic() - began > self.cfg.timeout:
+                raise CollectionError(f"no batch came within {self.cfg.timeout} seconds (--collector.timeout).")
+
+        before = signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def share_threads(self) -> None:
+        """Leave a core to the collector's process until the next batch lies in its queue, then take it back."""
+        cfg = self.cfg
+        if cfg.collector == "async" and cfg.threads > 1 and cfg.device == "cpu":  # torch.compile compiles anew for it
+            torch.set_num_threads(cfg.threads - self.collector.queue_out.empty())
+
+    def send_weights(self) -> None:
+        """Let the policy that collects have the actor's new weights."""
+        self.collector.update_policy_weights_()
+
+    def state_dict(self) -> dict:
+        """Random generators of the environments in this process, and the state of those that keep none themselves."""
+        if self.cfg.collector != "sync":
+            return {}
+        states = [
+            generator.get_state() if isinstance(generator, torch.Generator) else generator.bit_generator.state
+            for generator in self.generators
+        ]
+        carrier = self.collector._carrier.flatten_keys(" ").clone().to_dict() if self.stateless else {}
+        return {"generators": states, "carrier": carrier}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on with these; an environment that keeps its state to itself begins a new episode."""
+        if self.cfg.collector != "sync":
+            return
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            if isinstance(generator, torch.Generator):
+                generator.set_state(saved)
+            else:
+                generator.bit_generator.state = saved
+        if state["carrier"]:
+            self.collector._carrier.update(TensorDict(state["carrier"]).unflatten_keys(" "))
+        else:
+            self.collector.reset()
+
+    def __exit__(self, *_) -> None:
+        with signals_blocked():
+            self.collector.shutdown()
+            for scheme in self.schemes.values():  # left to __del__, it starts a thread while Python ends, and waits
+                scheme.shutdown()

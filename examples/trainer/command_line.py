@@ -1,0 +1,286 @@
+"""The command line of ``train_ddpg.py``: what it accepts, and checks that refuse what cannot work before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import typing
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import tyro
+import yaml
+
+from trainer.configuration import PRESETS, Config, Range
+from trainer.errors import UserError, refusing
+
+NAMES = {"gymnasium": "HalfCheetah-v5", "dm-control": "cheetah-run", "torchrl": "PendulumEnv"}
+FREE_TO_CHANGE = {"total_frames", "threads", "timeout", "logger", "output_dir", "resume", "eval", "checkpoint"}
+OFFLINE = ("td3-bc",)
+RENDERING = "to render without a screen: MUJOCO_GL=egl, and Debian's libegl1, libopengl0 and libgl1-mesa-dri"
+
+
+def parse(words: list[str]) -> Config:
+    """The configuration that the words ask for; ends the process with one sentence and status 2 if they cannot be."""
+    try:
+        words, preset = list(words), None
+        if words and not words[0].startswith("-"):
+            preset = words.pop(0)
+            if preset not in PRESETS:
+                raise UserError(f"{preset} is not a preset; accepted: {', '.join(PRESETS)}.")
+        default = PRESETS[preset or "tutorial"]
+        folder = resumed_folder(words)
+        if folder is not None:
+            if preset:
+                raise UserError(f"--resume takes its settings from {folder}; leave {preset} out.")
+            default = read_config(folder)
+        prog = f"train_ddpg.py [{' | '.join(PRESETS)}]"
+        cfg = tyro.cli(Config, default=default, args=words, prog=prog)
+        check_numbers(cfg)
+        if folder is not None:
+            check_resumed(default, cfg)
+            cfg.output_dir = folder
+        check_combinations(cfg)
+        return cfg
+    except UserError as error:
+        print(f"train_ddpg.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def resumed_folder(words: list[str]) -> Path | None:
+    """The folder that ``--resume`` names."""
+    for i, word in enumerate(words):
+        if word == "--resume" and i + 1 < len(words):
+            return Path(words[i + 1])
+        if word.startswith("--resume="):
+            return Path(word.removeprefix("--resume="))
+    return None
+
+
+def read_config(folder: Path, flag: str = "--resume ") -> Config:
+    """The configuration that a run has written into its folder."""
+    with refusing(f"{flag}{folder}", "accepted: the output folder of a run"):
+        return from_plain(Config, yaml.safe_load((folder / "config.yaml").read_text()))
+
+
+def from_plain(kind, plain: dict):
+    """A configuration from what :func:`trainer.records.to_plain` made of it."""
+    hints, values = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        value, hint = plain[field.name], hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            value = from_plain(hint, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif Path in typing.get_args(hint) and value is not None:
+            value = Path(value)
+        values[field.name] = value
+    return kind(**values)
+
+
+def flag(name: str, prefix: str = "--") -> str:
+    """How a setting is spelt on the command line."""
+    return prefix + {"workers": "collector.workers", "timeout": "collector.timeout"}.get(name, name.replace("_", "-"))
+
+
+def check_resumed(before: Config, now: Config) -> None:
+    """Refuse a setting that contradicts what the run has done so far."""
+    for field in dataclasses.fields(Config):
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        if field.name not in FREE_TO_CHANGE and old != new:
+            if dataclasses.is_dataclass(old):
+                inner = next(f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name))
+                name, old, new = f"--{field.name}.{flag(inner, '')}", getattr(old, inner), getattr(new, inner)
+            else:
+                name = flag(field.name)
+            free = ", ".join(sorted(flag(name) for name in FREE_TO_CHANGE - {"resume", "output_dir"}))
+            raise UserError(f"{name} was {old} in {now.resume} and cannot become {new}; what can change: {free}.")
+
+
+def check_numbers(cfg, prefix: str = "--") -> None:
+    """Refuse numbers out of range."""
+    hints = typing.get_type_hints(type(cfg), include_extras=True)
+    for name, value in vars(cfg).items():
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, f"{prefix}{name}.")
+            continue
+        hint, numbers = hints[name], [value]
+        if isinstance(value, tuple):
+            hint, numbers = typing.get_args(hint)[0], value
+        allowed = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)]
+        for number in numbers if allowed else ():
+            if not allowed[0].accepts(number):
+                raise UserError(f"{flag(name, prefix)} {number} is out of range; accepted: {allowed[0]}.")
+
+
+def check_combinations(cfg: Config) -> None:
+    """Refuse settings that contradict each other, and fill in the names that were left open."""
+    env, td0, offline = cfg.env, cfg.estimator == "td0", cfg.loss in OFFLINE
+    env.name = env.name or NAMES[env.backend]
+    single = cfg.replay.crop == 1 and cfg.n_steps == 1
+    data = "the folder of an earlier run, or the id of a Minari dataset on this machine"
+    support = "--loss d4pg needs --v-min below --v-max: the range of discounted returns, in scaled rewards"
+    sees_first = cfg.loss in ("td3", "td3-bc")
+    for right, sentence in (
+        (td0 or cfg.loss != "d4pg", "--loss d4pg goes with --estimator td0 alone"),
+        (cfg.v_min < cfg.v_max or cfg.loss != "d4pg", support),
+        (cfg.offline_data or not offline, f"--loss {cfg.loss} needs --offline-data: {data}"),
+        (offline or not cfg.offline_data, "--offline-data goes with --loss td3-bc alone"),
+        ((td0 and single) or not offline, f"--loss {cfg.loss} needs --estimator td0 --replay.crop 1 --n-steps 1"),
+        (not env.from_pixels or not offline, f"--env.from-pixels does not go with --loss {cfg.loss}"),
+        (not (sees_first and cfg.action_layer), f"--loss {cfg.loss} goes with --action-layer 0 alone"),
+        (td0 or cfg.replay.crop > 1, "--replay.crop 1 goes with --estimator td0 alone"),
+        (td0 or cfg.n_steps == 1, "--n-steps above 1 goes with --estimator td0 alone"),
+        (cfg.hidden, "--hidden is empty; accepted: one width or more"),
+        (cfg.replay.crop <= cfg.steps_per_batch, "--replay.crop is above --steps-per-batch; accepted: at most it"),
+        (
+            cfg.init_random_frames <= cfg.total_frames or offline,
+            "--init-random-frames is above --total-frames; accepted: at most it",
+        ),
+        (env.max_steps or env.backend != "torchrl", "--env.max-steps 0: TorchRL's environments never end"),
+        (cfg.workers == 1 or cfg.collector != "sync", "--collector.workers goes with --collector async or ray"),
+        (cfg.device != "cpu" or cfg.update != "cuda-graph", "--update cuda-graph goes with --device cuda or auto"),
+        (str(cfg.output_dir) != "", '--output-dir "" is no folder; accepted: a folder that can be written'),
+    ):
+        if not right:
+            raise UserError(f"{sentence}.")
+    if cfg.output_dir is None:
+        cfg.output_dir = Path("outputs") / f"{env.name.replace(':', '-')}-{cfg.loss}-{cfg.seed}"
+
+
+def check_machine(cfg: Config) -> None:
+    """Refuse what this machine lacks; ``--device auto`` becomes cpu or cuda."""
+    cuda = import_module("torch").cuda.is_available()
+    packages = {"ray": "ray", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+    for setting in (cfg.collector, cfg.logger):
+        if setting in packages and importlib.util.find_spec(packages[setting]) is None:
+            name = "--collector" if setting == "ray" else "--logger"
+            raise UserError(f"{name} {setting} needs a package: pip install {packages[setting]}.")
+    if not cuda and cfg.device == "cuda":
+        raise UserError("--device cuda: PyTorch finds no CUDA device; accepted here: auto, cpu.")
+    if not cuda and cfg.update == "cuda-graph":
+        raise UserError("--update cuda-graph records on a CUDA device and PyTorch finds none; leave it out.")
+    cfg.device = ("cuda" if cuda else "cpu") if cfg.device == "auto" else cfg.device
+    if cfg.replay.sampler == "prioritised":
+        with refusing("--replay.sampler prioritised", "TorchRL's C++ extension fits torch 2.15; without it: uniform"):
+            import_module("torchrl.data").PrioritizedSampler(2, 0.7, 0.5)
+
+
+def check_env(cfg: Config) -> None:
+    """Refuse an environment that is unknown or cannot be built, and actions and observations that cannot be used."""
+    data, envs, environments, env = (
+        *map(import_module, ("torchrl.data", "torchrl.envs", "trainer.environments")),
+        cfg.env,
+    )
+    if env.backend == "gymnasium":
+        names = sorted(import_module("gymnasium").registry)
+    elif env.backend == "dm-control":
+        names = ["-".join(task) for task in import_module("dm_control.suite").ALL_TASKS]
+    else:
+        names = [name for name in dir(envs) if "envs.custom" in getattr(getattr(envs, name), "__module__", "")]
+    if env.name not in names and ":" not in env.name:
+        close = difflib.get_close_matches(env.name, names, 5, 0.4) or names[:5]
+        raise UserError(f"--env.name {env.name} is unknown to {env.backend}; names like it: {', '.join(close)}.")
+    one = environments.make_one(env)
+    one = envs.TransformedEnv(one, envs.Compose(*environments.to_observation_vector(one)), auto_unwrap=False)
+    action, seen = one.action_spec_unbatched, one.observation_spec["observation_vector"]
+    what = f"--env.name {env.name} has"
+    if not isinstance(action, data.Bounded) or not action.dtype.is_floating_point:
+        raise UserError(f"{what} no continuous, bounded actions; DDPG needs them.")
+    if action.space.high.isinf().any() or action.space.low.isinf().any():
+        raise UserError(f"{what} actions without a bound; DDPG needs one on either side of each of them.")
+    if len(action.shape) != 1:
+        raise UserError(f"{what} actions of shape {tuple(action.shape)}; the networks here make vectors: flatten them.")
+    if seen.dtype.is_floating_point and seen.shape[-1] > 10_000:
+        raise UserError(f"{what} {seen.shape[-1]:,} numbers in an observation; at most 10,000 are taken as a vector.")
+    one.rand_step(one.reset())
+    check_memory(cfg, seen, action)
+    one.close()
+
+
+def check_memory(cfg: Config, seen, action) -> None:
+    """Refuse a replay buffer that fits neither into memory nor, for images, onto the disk."""
+    bytes_each = 2 * seen.shape.numel() * seen.dtype.itemsize + action.shape.numel() * 4 + 7
+    needed = bytes_each * math.ceil(min(cfg.replay.frames, cfg.total_frames) / cfg.env.frame_skip)
+    if seen.dtype.is_floating_point:
+        free, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "of memory are there"
+    else:
+        free, where = shutil.disk_usage(tempfile.gettempdir()).free, f"are free in {tempfile.gettempdir()}"
+    if needed > free:
+        sentence = f"the replay buffer would take {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB {where}"
+        raise UserError(f"--replay.frames {cfg.replay.frames:,}: {sentence}.")
+
+
+def check(cfg: Config) -> None:
+    """Refuse what cannot work before any work starts, and make the output folder."""
+    check_machine(cfg)
+    try:
+        with refusing(f"--env.name {cfg.env.name}"):
+            check_env(cfg)
+    except UserError as error:
+        raise UserError(f"{error}{hint(cfg, error.__cause__)}") from error
+    size = cfg.env.frame_skip * cfg.env.count
+    steps = min(cfg.steps_per_batch, max(cfg.replay.crop, math.ceil(cfg.total_frames / size)))
+    if not cfg.resume:
+        cfg.updates_per_batch = math.ceil(cfg.updates_per_batch * steps / cfg.steps_per_batch)
+        cfg.steps_per_batch = steps
+    with refusing(f"--output-dir {cfg.output_dir}", "accepted: a folder that can be written"):
+        cfg.output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.output_dir):
+            pass
+
+
+def hint(cfg: Config, cause) -> str:
+    """What may help against an error from outside; nothing where that is not known."""
+    lacking = isinstance(cause, ImportError) or type(cause).__name__ == "DependencyNotInstalled"
+    if lacking or (cfg.env.backend == "dm-control" and isinstance(cause, AttributeError)):
+        return " It may need: pip install 'torchrl-ddpg[examples]' 'mujoco<4'."
+    if cause is not None and cfg.env.from_pixels and not os.environ.get("MUJOCO_GL"):
+        return f" {RENDERING[0].upper()}{RENDERING[1:]}."
+    return ""
+
+
+def run(train, cfg: Config) -> int:
+    """Check and train; the exit status is 2 after a mistake, 1 after a failure, 128 + its number after a signal."""
+    sys.path.insert(1, os.getcwd())  # where the user's own environments and networks are looked for
+    import_module("torchrl").logger.setLevel("ERROR")
+    warnings.filterwarnings("ignore", module="glfw")  # dm_control tries it even where there is no screen
+    stop, received = threading.Event(), []
+
+    def end(number, _) -> None:
+        if received:  # the second time, at once
+            raise KeyboardInterrupt
+        received.append(number)
+        stop.set()
+
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    status = 2
+    try:
+        check(cfg)
+        for number in signals:
+            signal.signal(number, end)
+        status = 1
+        print(f"{cfg.loss} on {cfg.env.name} for {cfg.total_frames:,} frames, into {cfg.output_dir}", flush=True)
+        train(cfg, stop)
+        return 128 + received[0] if received else 0
+    except UserError as error:
+        print(f"train_ddpg.py: {error}", file=sys.stderr)
+        return status
+    except OSError as error:
+        print(f"train_ddpg.py: {error}; the last checkpoint is in {cfg.output_dir}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
