@@ -16,6 +16,7 @@ if __name__ == "__main__":  # --help and misspelt flags are answered before PyTo
 
 import functools
 import math
+import random
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ def transform(env, cfg, statistics=None, seed: int = 0):
         steps.append(envs.ObservationNorm(*statistics, in_keys=["observation_vector"], standard_normal=True))
     steps += [envs.StepCounter(cfg.max_steps or None), envs.InitTracker()]
     env = envs.TransformedEnv(env, envs.Compose(*steps), auto_unwrap=False)
-    env.set_seed(seed)
+    # The i-th of several gets the seed plus i: without this, the next run's environments would begin as this one's do.
+    env.set_seed(random.Random(seed).randrange(2**30))
     return env
 
 

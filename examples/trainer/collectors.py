@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
 import signal
 import time
 from functools import partial
@@ -15,7 +16,7 @@ from torchrl import collectors
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from trainer import environments
-from trainer.errors import UserError
+from trainer.errors import UserError, refusing
 
 
 class CollectionError(UserError):
@@ -37,6 +38,22 @@ def signals_blocked():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
+
+
+@contextlib.contextmanager
+def alarms(look):
+    """Call ``look(seconds so far)`` twice a second, even while what is inside waits, so that it can raise."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    began = time.monotonic()
+    before = signal.signal(signal.SIGALRM, lambda *_: look(time.monotonic() - began))
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def refuse_nan(batch) -> None:
@@ -73,7 +90,8 @@ class Collecting(contextlib.AbstractContextManager):
             options |= {"policy_device": act_on, "env_device": "cpu", "storing_device": "cpu"}
         # A resumed run's environments begin with other random numbers than the first run's did.
         makers = [partial(make, seed=cfg.seed + 3 + 1_000 * worker + done) for worker in range(cfg.workers)]
-        with signals_blocked():
+        others = multiprocessing.active_children()
+        with signals_blocked(), refusing("the collector could not be started"):
             if cfg.collector == "sync":
                 env = makers[0]()
                 self.collector = collectors.Collector(env, policy, trust_policy=True, **options)
@@ -86,55 +104,58 @@ class Collecting(contextlib.AbstractContextManager):
                 ray_collector = import_module("torchrl.collectors.distributed").RayCollector
                 self.collector = ray_collector(makers, policy, **options)
 
+        self.processes = [child for child in multiprocessing.active_children() if child not in others]
+
     def __iter__(self):
         batches = iter(self.collector)
-        while not self.stop.is_set():
-            try:
-                with self.deadline():
-                    batch = next(batches, None)
+        while self.error is None and not self.stop.is_set():
+            with self.watching():
+                batch = next(batches, None)
                 if batch is None:
                     return
                 refuse_nan(batch)
-            except StopWaiting:
-                return
-            except Exception as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self.error = CollectionError(f"collecting failed: {reason.rstrip('.')}.")
-                return
-            torch.set_num_threads(self.cfg.threads)  # which TorchRL's environments change when they begin and close
-            yield batch
+            if self.error is None and not self.stop.is_set():
+                torch.set_num_threads(self.cfg.threads)  # TorchRL's environments change them when they begin and close
+                yield batch
+
+    def send_weights(self) -> None:
+        """Let the policy that collects have the actor's new weights."""
+        with self.watching():
+            self.collector.update_policy_weights_()
 
     @contextlib.contextmanager
-    def deadline(self):
-        """Raise if what is inside takes longer than ``cfg.timeout`` seconds, or waits while the run is to end."""
-        if not hasattr(signal, "setitimer"):
-            yield
-            return
-        began = time.monotonic()
-
-        def look(*_) -> None:
-            if self.stop.is_set() and self.cfg.collector != "sync":
-                raise StopWaiting
-            if time.monotonic() - began > self.cfg.timeout:
-                raise CollectionError(f"no batch came within {self.cfg.timeout} seconds (--collector.timeout).")
-
-        before = signal.signal(signal.SIGALRM, look)
-        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+    def watching(self):
+        """Keep as ``error`` what goes wrong inside: an exception, a worker process that died, a wait too long."""
         try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            with alarms(self.look):
+                yield
+        except StopWaiting:
+            pass
+        except CollectionError as error:
+            self.error = self.error or error
+        except Exception as error:
+            reason = self.dead_worker() or " ".join(str(error).split()) or type(error).__name__
+            self.error = self.error or CollectionError(f"collecting failed: {reason.rstrip('.')}.")
+
+    def dead_worker(self) -> str:
+        """A sentence on a worker process that is no more, or nothing."""
+        alive = multiprocessing.active_children()
+        return "a worker process died" if any(process not in alive for process in self.processes) else ""
+
+    def look(self, waited: float) -> None:
+        """Raise if there is no point in waiting any longer."""
+        if self.stop.is_set() and self.cfg.collector != "sync":
+            raise StopWaiting
+        if self.dead_worker():
+            raise CollectionError(f"collecting failed: {self.dead_worker()}.")
+        if waited > self.cfg.timeout:
+            raise CollectionError(f"collecting failed: nothing came for {waited:.0f} seconds (--collector.timeout).")
 
     def share_threads(self) -> None:
         """Leave a core to the collector's process until the next batch lies in its queue, then take it back."""
         cfg = self.cfg
         if cfg.collector == "async" and cfg.threads > 1 and cfg.device == "cpu":  # torch.compile compiles anew for it
             torch.set_num_threads(cfg.threads - self.collector.queue_out.empty())
-
-    def send_weights(self) -> None:
-        """Let the policy that collects have the actor's new weights."""
-        self.collector.update_policy_weights_()
 
     def state_dict(self) -> dict:
         """Random generators of the environments in this process, and the state of those that keep none themselves."""
@@ -162,7 +183,14 @@ class Collecting(contextlib.AbstractContextManager):
             self.collector.reset()
 
     def __exit__(self, *_) -> None:
-        with signals_blocked():
+        def look(waited: float) -> None:
+            if waited > 20:
+                raise StopWaiting
+
+        with signals_blocked(), contextlib.suppress(Exception), alarms(look):
+            for process in self.processes if self.error is not None else ():  # an orderly end would wait for them
+                with contextlib.suppress(ValueError):  # closed already
+                    process.kill()
             self.collector.shutdown()
             for scheme in self.schemes.values():  # left to __del__, it starts a thread while Python ends, and waits
                 scheme.shutdown()

@@ -228,6 +228,9 @@ def check(cfg: Config) -> None:
             check_env(cfg)
     except UserError as error:
         raise UserError(f"{error}{hint(cfg, error.__cause__)}") from error
+    if cfg.networks:
+        with refusing(f"--networks {cfg.networks}", "accepted: module:function, looked for in this folder too"):
+            import_module("trainer.environments").look_up(cfg.networks)
     size = cfg.env.frame_skip * cfg.env.count
     steps = min(cfg.steps_per_batch, max(cfg.replay.crop, math.ceil(cfg.total_frames / size)))
     if not cfg.resume:

@@ -54,6 +54,17 @@ def to_plain(cfg) -> dict:
     return plain
 
 
+def to_flat(plain: dict, prefix: str = "") -> dict:
+    """Numbers and words alone, under names such as ``env.count``."""
+    flat = {}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            flat |= to_flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
 def clear(folder: Path) -> None:
     """Remove an earlier run's results, so that no two runs' files lie side by side."""
     for name in RESULTS:
@@ -93,7 +104,7 @@ class Records(contextlib.AbstractContextManager):
         self.logger = None
         if cfg.logger != "none":
             self.logger = get_logger(cfg.logger, str(cfg.output_dir / "log"), cfg.output_dir.name)
-            self.logger.log_hparams(to_plain(cfg))
+            self.logger.log_hparams(to_flat(to_plain(cfg)))
         self.bar = tqdm.tqdm(total=cfg.total_frames, initial=self.frames, unit=" frames", dynamic_ncols=True)
         return self
 
