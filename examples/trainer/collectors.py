@@ -60,7 +60,8 @@ def refuse_nan(batch) -> None:
     """Raise if the environment returned NaN or infinity."""
     for key in ("observation_vector", ("next", "observation_vector"), ("next", "reward")):
         if not batch[key].isfinite().all():
-            raise CollectionError(f"the environment returned NaN or infinity in {key}")
+            name = key if isinstance(key, str) else " ".join(key)
+            raise CollectionError(f"collecting failed: the environment returned NaN or infinity in {name}.")
 
 
 class Collecting(contextlib.AbstractContextManager):
