@@ -238,8 +238,11 @@ class Network:
             of = [params.get(str(part)) if isinstance(self.module, nn.ModuleList) else params for part in parts]
             outputs = []
             for part, values in zip(parts, of, strict=True):
-                with values.to_module(self.parts[part]):
+                own = values.to_module(self.parts[part])
+                try:
                     outputs.append(run(self.parts[part], dict(entries), shape))
+                finally:  # a with statement would leave the values in the module after an exception
+                    own.to_module(self.parts[part])
             return outputs
         with torch.set_grad_enabled(torch.is_grad_enabled() and use != "target"):
             return [run_with(self.parts[part], self._leaves(use, part), entries, shape) for part in parts]
