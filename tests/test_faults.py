@@ -17,7 +17,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchrl.data import Bounded, Composite
-from torchrl.modules import ValueOperator
+from torchrl.modules import MultiAgentMLP, ValueOperator
 from torchrl.objectives.value import TD0Estimator
 
 from helpers import ACTION, LOSSES, OBSERVATION, Critic, batch, gradients, make, networks
@@ -343,7 +343,7 @@ def test_7_each_agent_has_its_own_range():
 # 8, 9, 19: nothing is switched.
 
 
-def test_8_an_interrupt_at_any_moment_leaves_every_layer_trained():
+def test_8_no_layer_is_switched_while_a_term_runs():
     loss = make()
     data, switched = batch(8), []
     original = nn.Module.requires_grad_
@@ -353,6 +353,60 @@ def test_8_an_interrupt_at_any_moment_leaves_every_layer_trained():
     loss(data)
     assert not switched
     assert nn.Module.requires_grad_ is original
+
+
+class Interrupted(nn.Module):
+    """A network of one agent or several that is interrupted in its forward when it is told to."""
+
+    def __init__(self, outputs, width, agents=False):
+        super().__init__()
+        options = {"n_agents": 2, "centralized": False, "share_params": False, "num_cells": [8]}
+        self.net = MultiAgentMLP(width, outputs, **options) if agents else nn.Linear(width, outputs)
+        self.error = None
+
+    def forward(self, *inputs):
+        value = self.net(torch.cat(inputs, -1))
+        if self.error is not None:
+            raise self.error
+        return value
+
+
+def interrupted(agents=False, twin=True):
+    torch.manual_seed(0)
+    actor, critic = Interrupted(ACTION, OBSERVATION, agents), Interrupted(1, OBSERVATION + ACTION, agents)
+    if not twin:
+        actor.layers, critic.layers = [actor.net], [critic.net]  # which leads back to the module
+    critic = ValueOperator(critic, in_keys=["observation", "action"])
+    loss = DDPGLoss(TensorDictModule(actor, in_keys=["observation"], out_keys=["action"]), critic)
+    for target in loss.target_pairs("parameters")[0]:
+        target.data += 0.1
+    data = batch(8, 2) if agents else batch(8)
+    data.batch_size = data["next"].batch_size = [8]
+    return loss, data
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("network", ["actor_network", "value_network"])
+@pytest.mark.parametrize("agents", [False, True], ids=["one agent", "two agents"])
+@pytest.mark.parametrize("twin", [True, False], ids=["twin", "no twin"])
+def test_8_an_interrupted_term_leaves_every_network_as_it_was(twin, agents, network, error):
+    loss, data = interrupted(agents, twin)
+    assert bool(loss._nets[network].why_no_twin) is not twin
+    expected, before = loss(data.clone()), dict(loss.named_parameters())
+    own = [list(getattr(loss, name).parameters()) for name in ("actor_network", "value_network")]
+    module = getattr(loss, network).module
+    for term in (loss.loss_actor, loss.loss_value, loss.compute_target):
+        module.error = error()
+        with pytest.raises((BatchError, KeyboardInterrupt)):
+            term(data.clone())
+        module.error = None
+        assert all(parameter.requires_grad for parameter in loss.parameters())
+        for name, parameters in zip(("actor_network", "value_network"), own, strict=True):
+            now = list(getattr(loss, name).parameters())
+            assert len(now) == len(parameters)
+            assert all(p is q for p, q in zip(now, parameters, strict=True))
+        assert all(parameter is before[name] for name, parameter in loss.named_parameters())
+        torch.testing.assert_close(loss(data.clone()), expected)
 
 
 class Checkpointed(nn.Module):

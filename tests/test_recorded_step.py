@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import pickle
 import shutil
@@ -14,8 +15,8 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import ValueOperator
 
-from helpers import LOSSES, batch, networks
-from torchrl_ddpg import BatchError, DDPGLoss, HardUpdate, SoftUpdate, UpdateStep
+from helpers import DEFAULTS, LOSSES, batch, make, networks
+from torchrl_ddpg import BatchError, DDPGLoss, HardUpdate, SoftUpdate, TD3Loss, UpdateStep
 from torchrl_ddpg.update import cuda_graph, recordings
 
 OPTIONS = {
@@ -213,6 +214,31 @@ def test_recorded_equals_eager(case, hard, recorded):
     update, graphs = recorded(case, hard=hard)
     assert_same_run(update, build(case, hard=hard), 40, rtol=1e-4, atol=1e-6)
     assert [graph.replays for graph in graphs] == [17, 17]  # with the actor's part and without, warmed up by three
+
+
+TERMS = [("ddpg", DDPGLoss, "loss_value"), ("ddpg", DDPGLoss, "loss_actor")]
+TERMS += [("td3", TD3Loss, f"{name}_loss") for name in ("actor", "value", "qvalue")]
+
+
+@pytest.mark.parametrize(("case", "base", "name"), TERMS)
+def test_an_overridden_term_is_what_a_graph_records(case, base, name, recorded):
+    calls = []
+
+    def term(self, tensordict):
+        calls.append(name)
+        loss, metrics = getattr(super(Own, self), name)(tensordict)
+        return loss * 3, metrics
+
+    Own = type("Own", (base,), {name: term})
+    own = dataclasses.replace(LOSSES[case], make=functools.partial(make, Own, **DEFAULTS.get(base, {})))
+    update, graphs = recorded(own, delay=1)
+    key = "loss_actor" if "actor" in name else own.critic_loss_key
+    expected = 3 * build(LOSSES[case], delay=1)(batch(8))[key]
+    torch.testing.assert_close(copy.deepcopy(update)(batch(8))[key], expected)
+    calls.clear()
+    assert_same_run(update, build(own, delay=1), 6, rtol=1e-4, atol=1e-6)
+    assert [graph.replays for graph in graphs] == [3]
+    assert len(calls) == 6 + 3 + 1 + 3  # eagerly; warming up, recording, and what the stand-in does at a replay
 
 
 def test_a_graph_for_each_kind_of_batch(recorded):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import LazyStackedTensorDict, NestedKey, TensorDict, TensorDictBase, is_non_tensor, unravel_key
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.objectives.common import AUTO_LOSS_MASK_KEYS
 
 from torchrl_ddpg import checks
 from torchrl_ddpg.checks import BatchError, MissingKeyError
+from torchrl_ddpg.entries import contents, fetch, signature, under_next, write
 
 
 class Transition(NamedTuple):
@@ -29,49 +31,6 @@ class Transition(NamedTuple):
     steps: Tensor | None
 
 
-def under_next(key: NestedKey) -> NestedKey:
-    """The entry's name in the next state."""
-    return unravel_key(("next", key))
-
-
-def fetch(source: TensorDictBase, names: Iterable[NestedKey]) -> dict[NestedKey, Any]:
-    """Entries by name, None where there is none; of a plain TensorDict without a look-up's cost for each."""
-    if type(source) is not TensorDict or torch.compiler.is_compiling():
-        return {name: source.get(name, None) for name in names}
-    roots = dict(source.items())
-    later = roots.get("next")
-    nexts = dict(later.items()) if isinstance(later, TensorDict) and type(later) is TensorDict else None
-    values = {}
-    for name in names:
-        if isinstance(name, str):
-            value = roots.get(name)
-        elif nexts is not None and len(name) == 2 and name[0] == "next":
-            value = nexts.get(name[1])
-        else:
-            value = source.get(name, None) if name[0] in roots else None
-        if value is not None and not isinstance(value, Tensor) and is_non_tensor(value):
-            value = source[name]  # a string, say, as a network that reads it expects it
-        values[name] = value
-    return values
-
-
-def signature(value: Any) -> Any:
-    """Shape, strides, dtype and device of an entry; of a nested TensorDict, of all its entries."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride() if value.layout is torch.strided else None, value.dtype, value.device
-    if isinstance(value, LazyStackedTensorDict):  # its parts may differ in shape
-        return tuple(map(signature, value.tensordicts))
-    if isinstance(value, TensorDictBase):
-        parts = [
-            (key, part.shape, part.stride(), part.dtype, part.device)
-            if type(part) is Tensor and part.layout is torch.strided
-            else (key, signature(part))
-            for key, part in value.items()
-        ]
-        return (value.batch_size, *value.names, *parts)
-    return type(value), repr(value)
-
-
 class Batch:
     """One batch on its way through a loss: what a step of a loss reads of it.
 
@@ -83,20 +42,6 @@ class Batch:
         dtype: of rewards, targets and losses.
     """
 
-    __slots__ = (
-        "_form",
-        "_held",
-        "counts",
-        "dtype",
-        "first_of_its_kind",
-        "keys",
-        "mask",
-        "mask_keys",
-        "shape",
-        "source",
-        "values",
-    )
-
     def __init__(
         self,
         source: TensorDictBase,
@@ -107,8 +52,7 @@ class Batch:
     ) -> None:
         self.source, self.keys, self.shape, self.dtype = source, keys, source.batch_size, dtype
         self._form: tuple | None = None
-        self._held = self._entries()
-        self.first_of_its_kind = False  # the loss has not seen such shapes before
+        self._remember()
         self.mask_keys: tuple[NestedKey, ...] = (
             () if mask_key is None else AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,)
         )
@@ -121,10 +65,10 @@ class Batch:
     def write_priority(self, priority: Tensor) -> None:
         """Write the priority into the user's batch, which still is what was read."""
         write(self.source, {self.keys.priority: priority})
-        self._held = self._entries()
+        self._remember()
 
     def form(self) -> tuple:
-        """What checks and recordings depend on: shapes, strides, dtypes and devices of all entries, and dimensions."""
+        """What recordings depend on: shapes, strides, dtypes and devices of all entries, and names of dimensions."""
         if self._form is None:
             self._form = signature(self.source)
         return self._form
@@ -174,7 +118,7 @@ class Batch:
                 continue
             value = checks.flag(key, value)
             if value.ndim <= len(self.shape) + 1:
-                value = self._per_sample(key, value, value.new_empty(self.shape))
+                value = checks.per_sample(key, value, value.new_empty(self.shape))
             mask = value if mask is None else mask & value
         return mask
 
@@ -183,10 +127,10 @@ class Batch:
 
         ``counts``, ``[*B]``, is False where besides NaN and inf are replaced.
         """
-        if isinstance(value, TensorDictBase) and (self.counts is not None or counts is not None):
-            return value.apply(lambda leaf: self._hide(leaf, counts))
-        if not isinstance(value, Tensor):
+        if (self.counts is None and counts is None) or not isinstance(value, (Tensor, TensorDictBase)):
             return value
+        if isinstance(value, TensorDictBase):
+            return value.apply(lambda leaf: self._hide(leaf, counts))
         for keep, finite in ((self.counts, False), (counts, True)):
             if keep is None or (finite and not value.is_floating_point()):
                 continue
@@ -208,24 +152,9 @@ class Batch:
         last = torch.ones_like(counts.narrow(time, 0, min(1, counts.shape[time])))
         return done | ~torch.cat([counts.narrow(time, 1, max(0, counts.shape[time] - 1)), last], time)
 
-    @staticmethod
-    def _per_sample(key: NestedKey, value: Tensor, loss: Tensor) -> Tensor:
-        """Align a mask or weight, ``[*B]`` or ``[*B, 1]``, with per-sample losses ``[*B]`` or ``[*B, n_agents]``."""
-        shape = value.shape
-        while value.ndim > loss.ndim and value.shape[-1] == 1:
-            value = value.squeeze(-1)
-        if value.shape != loss.shape and value.ndim == loss.ndim and value.shape[-1:] == (1,):
-            value = value.squeeze(-1)
-        if value.shape != loss.shape[: value.ndim]:
-            raise BatchError(
-                f"{key!r} has shape {list(shape)}; accepted: {list(loss.shape)} or "
-                f"{[*loss.shape, 1]}, or without the dimension of the agents."
-            )
-        return value.reshape(*value.shape, *(1,) * (loss.ndim - value.ndim)).expand(loss.shape)
-
     def mask_like(self, loss: Tensor) -> Tensor | None:
         """The mask in the shape of per-sample losses, or None if everything counts."""
-        return None if self.mask is None else self._per_sample(self.mask_keys[0], self.mask, loss)
+        return None if self.mask is None else checks.per_sample(self.mask_keys[0], self.mask, loss)
 
     def samples(self, value: Tensor, *, several: bool = False) -> Tensor:
         """Values ``[*B, 1]`` as per-sample values ``[*B]``; agents stay; with ``several``, ``[N, *B, 1]``."""
@@ -233,25 +162,17 @@ class Batch:
 
     def is_current(self) -> bool:
         """Whether the user's TensorDict still holds what was read of it."""
-        now, then = self._entries(), self._held
+        now, then = [self.source.batch_size, *chain.from_iterable(map(contents, self._parts))], self._held
         return len(now) == len(then) and all(map(operator.is_, now, then))
 
-    def _entries(self) -> list[Any]:
-        """Every entry, those of nested TensorDicts too; to notice that one was replaced."""
-        entries: list[Any] = [self.source.batch_size is self.shape]
-        pending: list[TensorDictBase] = [self.source]
-        while pending:
-            part = pending.pop()
-            if isinstance(
-                part, LazyStackedTensorDict
-            ):  # its entries are made anew at each look, those of its parts not
-                pending += part.tensordicts
-                continue
-            values = list(part.values())
-            entries += values
-            others = [value for value in values if not isinstance(value, Tensor)]  # asked first: it takes no time
-            pending += [value for value in others if isinstance(value, TensorDictBase)]
-        return entries
+    def _remember(self) -> None:
+        """Note the TensorDict, those that it holds, and the entries of all of them."""
+        self._parts, self._held = [self.source], [self.source.batch_size]
+        for part in self._parts:
+            values = list(contents(part))
+            self._held += values
+            others = [value for value in values if not isinstance(value, Tensor)]  # asked first: it is quick
+            self._parts += [value for value in others if isinstance(value, TensorDictBase)]
 
     def steps(self) -> Tensor | None:
         """The number of steps to the next observation, from the root or from the next state; 1 where masked."""
@@ -311,13 +232,13 @@ class Batch:
         """The importance weights in the shape and dtype of per-sample losses."""
         key = self.keys.priority_weight
         weight = checks.number(key, self.values[key])
-        return self._per_sample(key, weight.to(loss.dtype), loss)
+        return checks.per_sample(key, weight.to(loss.dtype), loss)
 
     def current(self, keys: Iterable[NestedKey]) -> dict[NestedKey, Any]:
         """The networks' entries of the current state, detached; what the batch lacks is left out."""
         entries = {key: self.values.get(key) for key in keys}
         return {
-            key: self._hide(value.detach()) if hasattr(value, "detach") else value
+            key: self._hide(value.detach() if hasattr(value, "detach") else value)
             for key, value in entries.items()
             if value is not None
         }
@@ -348,23 +269,6 @@ class Batch:
                 entries[key] = self._hide(value.detach() if hasattr(value, "detach") else value, goes_on)
         return entries
 
-    def check_inputs(self, keys: Iterable[NestedKey], device: torch.device | None) -> None:
-        """Raise unless entries lie on the networks' device and look like their counterparts in the next state."""
-        for name, value in self.values.items():
-            if isinstance(value, Tensor) and device is not None and value.device != device:
-                raise BatchError(
-                    f"{name!r} is on {value.device}, the networks are on {device}; move the batch with "
-                    f"batch.to({str(device)!r}), or the loss with loss.to({str(value.device)!r})."
-                )
-        for key in keys:
-            value, later = self.values.get(key), self.values.get(under_next(key))
-            forms = [(getattr(x, "shape", None), getattr(x, "dtype", type(x))) for x in (value, later)]
-            if value is not None and later is not None and forms[0] != forms[1]:
-                raise BatchError(
-                    f"an entry and its next must have one shape and dtype: {key!r} {checks.describe(value)} and "
-                    f"{under_next(key)!r} {checks.describe(later)}."
-                )
-
     def not_finite(self, what: str) -> BatchError:
         """The error for a loss or input that is NaN or infinite: the entries to blame, or the networks."""
         blamed = []
@@ -377,27 +281,3 @@ class Batch:
             f"{what} is not finite although every entry of the batch is: the networks' parameters have diverged "
             f"or overflow. Lower the learning rate, scale the rewards, or clip the gradients."
         )
-
-
-def write(batch: TensorDictBase, entries: dict[NestedKey, Tensor]) -> None:
-    """Write entries, such as the priority, into the user's batch, locked or not, over whatever they held."""
-    if batch.is_locked:
-        try:
-            batch.unlock_()
-        except RuntimeError as error:
-            raise BatchError(
-                f"the batch is part of a larger locked TensorDict, so the priority "
-                f"{', '.join(map(repr, entries))} cannot be written. Pass batch.copy(), or unlock the whole."
-            ) from error
-        try:
-            write(batch, entries)
-        finally:
-            batch.lock_()
-        return
-    for key, value in entries.items():
-        try:
-            batch.set(key, value)
-        except AttributeError as error:
-            raise BatchError(
-                f"the batch has no field {key!r} for the priority; add it, or pass a TensorDict."
-            ) from error

@@ -42,16 +42,6 @@ def _is_ours(error: Exception) -> bool:
     return module.partition(".")[0] == __package__
 
 
-@contextlib.contextmanager
-def named(owner: str) -> Iterator[None]:
-    """Put the name of the class that the user called before the message of an error that this library raises."""
-    try:
-        yield
-    except Exception as error:
-        name_error(owner, error)
-        raise
-
-
 def name_error(owner: str, error: Exception) -> None:
     """Put ``owner`` before the message, once, if this library raised the error."""
     if _is_ours(error) and error.args and not hasattr(error, "_named"):
@@ -170,6 +160,21 @@ def like_reward(key: NestedKey, value: Tensor, reward_key: NestedKey, reward: Te
     if value.ndim < reward.ndim and value.shape[-1:] == (1,) and reward.shape[: len(lead)] == lead:
         return value.reshape(*lead, *(1,) * (reward.ndim - len(lead))).expand(reward.shape)
     raise unequal_shapes("the entry", key, value, reward_key, reward)
+
+
+def per_sample(key: NestedKey, value: Tensor, loss: Tensor) -> Tensor:
+    """Align a mask or weight, ``[*B]`` or ``[*B, 1]``, with per-sample losses ``[*B]`` or ``[*B, n_agents]``."""
+    shape = value.shape
+    while value.ndim > loss.ndim and value.shape[-1] == 1:
+        value = value.squeeze(-1)
+    if value.shape != loss.shape and value.ndim == loss.ndim and value.shape[-1:] == (1,):
+        value = value.squeeze(-1)
+    if value.shape != loss.shape[: value.ndim]:
+        raise BatchError(
+            f"{key!r} has shape {list(shape)}; accepted: {list(loss.shape)} or "
+            f"{[*loss.shape, 1]}, or without the dimension of the agents."
+        )
+    return value.reshape(*value.shape, *(1,) * (loss.ndim - value.ndim)).expand(loss.shape)
 
 
 def unequal_shapes(what: str, key: NestedKey, value: Tensor, reward_key: NestedKey, reward: Tensor) -> BatchError:

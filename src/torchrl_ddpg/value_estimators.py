@@ -16,8 +16,9 @@ from torchrl.objectives.utils import default_value_kwargs
 from torchrl.objectives.value import TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
 
 from torchrl_ddpg import checks, functional
-from torchrl_ddpg.batch import Batch, Transition, under_next
+from torchrl_ddpg.batch import Batch, Transition
 from torchrl_ddpg.checks import BatchError
+from torchrl_ddpg.entries import under_next
 
 ESTIMATORS: dict[ValueEstimators, type[ValueEstimatorBase]] = {
     ValueEstimators.TD0: TD0Estimator,
@@ -106,7 +107,7 @@ class Estimator:
         self.module = _make(_resolve(value_type, supported), device, hyperparams)
         self._value_network = value_network
         self.chains_steps = not isinstance(self.module, TD0Estimator)  # reads a time dimension
-        self._warned = False
+        self._warned, self._looked_at = False, set[Any]()
 
     @property
     def value_type(self) -> ValueEstimators | type[ValueEstimatorBase]:
@@ -116,6 +117,7 @@ class Estimator:
 
     def set_keys(self, tensor_keys: Any) -> None:
         """Hand the loss's keys to the estimator: those that it knows, and the value's unless it has a network."""
+        self._looked_at.clear()
         built_in = type(self.module) in ESTIMATORS.values()
         if built_in:
             self.module.value_network = None  # which may write the value under another name
@@ -181,8 +183,11 @@ class Estimator:
         Raises:
             BatchError: if they differ by more than float32 rounding, and 1 % of 1 - gamma.
         """
-        entry, steps, gamma = batch.gamma(), batch.steps(), getattr(self.module, "gamma", None)
-        if gamma is None or entry is None or steps is None or steps.numel() != entry.numel() or not entry.numel():
+        entry, gamma = batch.gamma(), getattr(self.module, "gamma", None)
+        if entry is None or gamma is None:
+            return
+        steps = batch.steps()
+        if steps is None or steps.numel() != entry.numel() or not entry.numel():
             return
         if not (checks.readable(entry) and checks.readable(steps)):
             return
@@ -201,12 +206,20 @@ class Estimator:
     def check_order(self, owner: str, batch: Batch, observed: Iterable[NestedKey]) -> None:
         """Warn once, or raise, if steps would be chained that do not follow each other.
 
+        To warn, only the first batch of each form is looked at.
+
         Raises:
             BatchError: if so, and ``on_unordered="raise"``.
         """
         done = batch.values.get(under_next(batch.keys.done))
         if not self.chains_steps or self._warned or done is None:
             return
+        if self.on_unordered == "warn":
+            if batch.form() in self._looked_at:
+                return
+            if len(self._looked_at) > 100:  # batches of ever new shapes must not pile up
+                self._looked_at.clear()
+            self._looked_at.add(batch.form())
         done, time = done != 0, self._time_dimension(batch.source)
         if 0 <= time < batch.source.ndim:
             done = batch.ends(done, time)

@@ -123,7 +123,6 @@ def reduce(
     return loss.mean() if loss.numel() else loss.sum()
 
 
-@torch.no_grad()
 def mean_and_max(name: str, values: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     """Two metrics of per-sample values, detached scalars on the values' device.
 
@@ -139,6 +138,7 @@ def mean_and_max(name: str, values: Tensor, mask: Tensor | None = None) -> dict[
         >>> mean_and_max("q", torch.tensor([1.0, 3.0]))
         {'q': tensor(2.), 'q_max': tensor(3.)}
     """
+    values = values.detach()
     if mask is None:
         mean = values.mean()
         return {name: mean, f"{name}_max": values.max() if values.numel() else mean}

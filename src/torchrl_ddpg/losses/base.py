@@ -17,8 +17,9 @@ from torchrl.envs.utils import exploration_type, set_exploration_type
 from torchrl.modules import recurrent_mode, set_recurrent_mode
 
 from torchrl_ddpg import checks, functional
-from torchrl_ddpg.batch import Batch, Transition, under_next
+from torchrl_ddpg.batch import Batch, Transition
 from torchrl_ddpg.checks import BatchError
+from torchrl_ddpg.entries import under_next
 from torchrl_ddpg.losses import bounds as action_bounds
 from torchrl_ddpg.losses.calls import AbsentError, Entries
 from torchrl_ddpg.losses.configuration import ConfigurableLoss
@@ -334,17 +335,15 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         predictions = self._values("online", inputs, batch, range(self.num_critics))
         losses = [_column(self.critic_sample_losses(value, target), value) for value in predictions]
         values = [self.expected_value(prediction.detach()) for prediction in predictions]
-        expected = self.expected_target(target)
-        if len(values) == 1:
-            loss, error, value = losses[0], functional.td_error(values[0], expected), values[0]
-        else:
-            loss, stacked = functools.reduce(operator.add, losses), torch.stack(values)
-            error, value = expected - stacked, stacked.mean(0)
-        error = batch.samples(error.abs() if self.priority == "absolute" else error.square(), several=len(values) > 1)
-        loss = self._reduce(self.critic_loss_key, loss, batch, weigh=True)
-        metrics = {"td_error": error, **self._report("pred_value", batch, value), **metrics}
+        expected, several = self.expected_target(target), len(values) > 1
+        stacked = torch.stack(values) if several else values[0]
+        error = expected - stacked if several else functional.td_error(stacked, expected)
+        error = batch.samples(error.abs() if self.priority == "absolute" else error.square(), several=several)
+        loss = self._reduce(self.critic_loss_key, functools.reduce(operator.add, losses), batch, weigh=True)
+        predicted = self._report("pred_value", batch, stacked.mean(0) if several else stacked)
+        metrics = {"td_error": error, **predicted, **metrics}
         metrics |= self._report("target_value", batch, expected)
-        return Term(loss, metrics, error.amax(0) if len(values) > 1 else error)
+        return Term(loss, metrics, error.amax(0) if several else error)
 
     def actor_term(self, batch: Batch) -> Term:
         """The actor's loss and metrics."""

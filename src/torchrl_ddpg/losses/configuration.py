@@ -9,13 +9,16 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection
+from torch import Tensor
 from torchrl.envs.utils import set_exploration_type
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_ddpg import checks
-from torchrl_ddpg.batch import Batch, under_next
+from torchrl_ddpg.batch import Batch
+from torchrl_ddpg.checks import BatchError
+from torchrl_ddpg.entries import under_next
 from torchrl_ddpg.losses.module import NetworkOwner
 from torchrl_ddpg.value_estimators import ESTIMATORS, Estimator
 
@@ -67,7 +70,6 @@ class ConfigurableLoss(NetworkOwner):
         self._wire()
 
     def _wire(self) -> None:
-        self._seen.clear()
         keys = self.tensor_keys
         flags = [under_next(key) for key in (keys.reward, keys.done, keys.terminated)]
         later = [under_next(key) for key in self.observed_keys]
@@ -169,8 +171,7 @@ class ConfigurableLoss(NetworkOwner):
         batch = self._read(tensordict)
         if not torch.compiler.is_compiling() and batch is not self._reading[0]:
             self._estimator.check_gamma(batch)
-            if batch.first_of_its_kind or self._estimator.on_unordered == "raise":
-                self._estimator.check_order(type(self).__name__, batch, self.observed_keys)
+            self._estimator.check_order(type(self).__name__, batch, self.observed_keys)
         return batch
 
     def _read(self, tensordict: TensorDictBase) -> Batch:
@@ -193,11 +194,26 @@ class ConfigurableLoss(NetworkOwner):
                 f"update, or move them yourself."
             )
         self._check_live()
-        signature = batch.form()
-        batch.first_of_its_kind = signature not in self._seen
-        if batch.first_of_its_kind:
-            batch.check_inputs(self.observed_keys, self._default_device)
-            if len(self._seen) > 100:  # batches of ever new shapes must not pile up
-                self._seen.clear()
-            self._seen.add(signature)
+        self._check_inputs(batch)
         return batch
+
+    def _check_inputs(self, batch: Batch) -> None:
+        """Raise unless entries lie on the networks' device and look like their counterparts in the next state."""
+        devices = {parameter.device for parameter in self._on_device}
+        device = devices.pop() if len(devices) == 1 else None
+        for name, value in batch.values.items() if device is not None else ():
+            if isinstance(value, Tensor) and value.device != device:
+                raise BatchError(
+                    f"{name!r} is on {value.device}, the networks are on {device}; move the batch with "
+                    f"batch.to({str(device)!r}), or the loss with loss.to({str(value.device)!r})."
+                )
+        for key in self.observed_keys:
+            value, later = batch.values.get(key), batch.values.get(under_next(key))
+            if value is None or later is None:
+                continue
+            forms = [(getattr(x, "shape", None), getattr(x, "dtype", type(x))) for x in (value, later)]
+            if forms[0] != forms[1]:
+                raise BatchError(
+                    f"an entry and its next must have one shape and dtype: {key!r} {checks.describe(value)} and "
+                    f"{under_next(key)!r} {checks.describe(later)}."
+                )

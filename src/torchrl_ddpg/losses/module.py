@@ -13,61 +13,12 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from torchrl_ddpg import checks
-from torchrl_ddpg.losses.networks import Network, ensemble, live_params, named_leaves, target_params
+from torchrl_ddpg.losses.construction import LossClass, all_critics, checked
+from torchrl_ddpg.losses.networks import Network
+from torchrl_ddpg.losses.parameters import fingerprint, live_params, named_leaves, target_params
 
 
-def _fingerprint(tensor: Tensor) -> float:
-    """A number that changes when the values change or change places."""
-    if tensor.is_meta:  # a shape that a network keeps, without values
-        return 0.0
-    flat = tensor.detach().cpu().double().nan_to_num().flatten()
-    return float(flat @ torch.linspace(1, 2, len(flat), dtype=torch.float64))
-
-
-def _network(name: str, module: Any) -> nn.Module:
-    """Return ``module`` if it is an initialised TensorDict module, or raise."""
-    if not isinstance(module, nn.Module) or not hasattr(module, "in_keys") or not hasattr(module, "out_keys"):
-        raise TypeError(
-            f"{name} is of type {type(module).__name__}; accepted: a TensorDictModule, which has in_keys "
-            f"and out_keys. Wrap it: TensorDictModule(module, in_keys=[...], out_keys=[...])."
-        )
-    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-        raise TypeError(
-            f"{name} holds a TorchScript module, whose parameters cannot be exchanged for the targets; accepted: the "
-            f"Python module that it was made from, with UpdateStep(compile=True) for speed."
-        )
-    if any(nn.parameter.is_lazy(p) for p in [*module.parameters(), *module.buffers()]):
-        raise ValueError(
-            f"{name} has lazy layers that have not seen data yet, so its target network cannot be made. "
-            f"Run it once on a batch before building the loss: {name}(batch)."
-        )
-    if next(module.parameters(), None) is None:
-        raise ValueError(f"{name} has no parameters; accepted: a network that can be trained.")
-    return module
-
-
-class _LossClass(type(LossModule)):  # type: ignore[misc]
-    """Errors of construction begin with the name of the class that the user called.
-
-    And TorchRL's metaclass wraps ``forward`` once more at every level of inheritance, and each method whose name ends
-    in "loss", to enter the modes of a loss, which the terms here enter by themselves.
-    """
-
-    def __init__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> None:
-        super().__init__(name, bases, attributes)
-        ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-        for method in [key for key in vars(cls) if key == "forward" or key.endswith("loss")]:
-            if method not in attributes:
-                delattr(cls, method)
-            elif ours:
-                setattr(cls, method, attributes[method])
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        with checks.named(cls.__name__):
-            return super().__call__(*args, **kwargs)
-
-
-class NetworkOwner(LossModule, metaclass=_LossClass):
+class NetworkOwner(LossModule, metaclass=LossClass):
     """A ``LossModule`` with an actor and critics, whose modules are never without their parameters."""
 
     critic_name: ClassVar[str]
@@ -85,8 +36,10 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
         super().__init__()
         self._forward_pre_hooks.clear()  # LossModule's own warns about missing updaters at every forward
         self.separate_losses = checks.boolean("separate_losses", separate_losses)
-        self.__dict__["actor_network"] = _network("actor_network", actor_network)
-        critics = self._critics(critic_network, num_critics)
+        self.__dict__["actor_network"] = checked("actor_network", actor_network)
+        if num_critics is not None:
+            setattr(self, num_critics[0], checks.positive_int(*num_critics))
+        critics = all_critics(self.critic_name, critic_network, num_critics, self.actor_network)
         self.__dict__[self.critic_name] = critics[0] if isinstance(critics, nn.ModuleList) else critics
         self.__dict__["_owned"] = {"actor_network": actor_network, self.critic_name: critics}
         self._targets_loaded = False
@@ -103,26 +56,6 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
             self._has_update_associated[name] = not delay
         self._build_networks()
         self._initial_targets = self._target_sums()
-
-    def _critics(
-        self,
-        critic_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
-        num_critics: tuple[str, int] | None,
-    ) -> nn.Module:
-        if num_critics is None:
-            return _network(self.critic_name, critic_network)
-        option, count = num_critics
-        setattr(self, option, checks.positive_int(option, count))
-        if not isinstance(critic_network, (list, tuple, nn.ModuleList)):
-            return ensemble(_network(self.critic_name, critic_network), count, self.actor_network.parameters())
-        if len(critic_network) != count:
-            raise ValueError(
-                f"{self.critic_name} is a list of {len(critic_network)}, {option} is {count}; "
-                f"accepted: the same number."
-            )
-        for index, critic in enumerate(critic_network):
-            _network(f"{self.critic_name}[{index}]", critic)
-        return nn.ModuleList(critic_network)
 
     def _read_keys(self, critics: list[TensorDictModuleBase]) -> None:
         """What the networks read: the actor's observation, the action, and what the critics observe besides."""
@@ -182,7 +115,7 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
             buffer.is_floating_point() for net in self._nets.values() for buffer in net.module.buffers()
         )
         self._dtype = torch.promote_types(parameter.dtype, torch.float32)
-        self._seen: set[Any] = set()
+        self.__dict__["_on_device"] = list({leaf.device: leaf for leaf in self.parameters()}.values())  # one for each
 
     def _check_live(self) -> None:
         """Take over a network that has changed; refuse one whose parameters the loss does not know."""
@@ -231,7 +164,7 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
         return modules[item] if item in modules else super().__getattr__(item)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_nets", "_seen")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_nets", "_on_device")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -344,7 +277,7 @@ class NetworkOwner(LossModule, metaclass=_LossClass):
 
     def _target_sums(self) -> list[float]:
         targets = [t for net in self._nets.values() for kind in ("parameters", "buffers") for t in net.pairs(kind)[0]]
-        return [_fingerprint(target) for target in targets]
+        return [fingerprint(target) for target in targets]
 
     def targets_are_initial(self) -> bool:
         """Whether the targets are as the constructor made them: neither loaded nor moved since."""

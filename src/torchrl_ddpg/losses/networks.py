@@ -2,71 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import operator
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictParams
+from tensordict import TensorDictParams
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from torchrl_ddpg.losses.calls import Entries, run, run_with
+from torchrl_ddpg.losses.parameters import named, named_leaves, nested
 from torchrl_ddpg.losses.twins import Body, Place, TwinError, places
 
 _VALUES: Any = dict.values
 Use = Literal["online", "frozen", "target"]
-
-
-def named_leaves(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer with its dotted name, shared ones under each of their names."""
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
-
-
-def live_params(module: nn.Module, held_out: Iterable[nn.Parameter] = ()) -> TensorDictParams:
-    """The module's parameters and buffers as TorchRL presents them; those in ``held_out`` come once and detached."""
-    params = TensorDict.from_module(module, as_module=True)
-    held: dict[int, Tensor | None] = {id(parameter): parameter.data for parameter in held_out}
-    for key, value in list(params.items(True, True)):
-        if value.is_meta:  # nothing that could be trained
-            params.set(key, value.data)
-        elif id(value) in held:
-            shown = held[id(value)]
-            held[id(value)] = None  # further critics share it
-            params.del_(key) if shown is None else params.set(key, shown)
-    return params
-
-
-def target_params(params: TensorDictParams, values: TensorDictParams | None = None) -> TensorDictParams:
-    """Buffers, so that nothing can be trained, that start as copies of ``params`` or take their ``values``.
-
-    What ``params`` holds under several names is one target.
-    """
-    made: dict[int, Tensor] = {}
-
-    def target(leaf: Tensor, value: Tensor | None = None) -> Tensor:
-        value = nn.Buffer(leaf.data.clone()) if value is None else value
-        return made.setdefault(id(leaf), value)
-
-    others = () if values is None else (values,)
-    return TensorDictParams(params.apply(target, *others, filter_empty=False), no_convert=True)
-
-
-def _named(params: TensorDictParams) -> dict[str, Tensor]:
-    """The leaves by their dotted names."""
-    return {key if isinstance(key, str) else ".".join(key): leaf for key, leaf in params.items(True, True)}
-
-
-def _nested(params: Any) -> Iterator[Any]:
-    """A TensorDict and those that it holds."""
-    yield params
-    for value in params.values():
-        if isinstance(value, TensorDict):
-            yield from _nested(value)
 
 
 class Network:
@@ -97,7 +48,7 @@ class Network:
         self.name, self.module, self.params, self.targets = name, module, params, targets
         self.parts: Sequence[TensorDictModuleBase] = list(module) if isinstance(module, nn.ModuleList) else [module]
         self._held = {id(parameter) for parameter in held_out}
-        self._target_leaves = {} if targets is None else _named(targets)
+        self._target_leaves = {} if targets is None else named(targets)
         registered = dict(named_leaves(params))
         self._parameters: list[tuple[str, Place]] = []
         self._buffers: list[tuple[str, Place, Tensor]] = []
@@ -113,17 +64,17 @@ class Network:
         owned: list[dict[str, Any]] = [getattr(part, slot) for part in parts for slot in slots]
         # TensorDict's own attributes: parameters swapped in through the loss show nowhere else.
         self._holders_of_leaves = [params] if targets is None else [params, targets]
-        self._inner = [holder._param_td for holder in self._holders_of_leaves]
-        owned += [part._tensordict for inner in self._inner for part in _nested(inner)]
-        self._registered = _named(params)
+        inner = [holder._param_td for holder in self._holders_of_leaves]
+        owned += [part._tensordict for one in inner for part in nested(one)]
+        self._registered = named(params)
         # Empty modules, which networks of several agents fill at each call, hold other objects after it.
-        self._structured = [own for own in owned if not any(getattr(value, "is_meta", False) for value in own.values())]
-        self._filled = [own for own in self._structured if own]
+        owned = [own for own in owned if not any(getattr(value, "is_meta", False) for value in own.values())]
+        self._filled, self._empty = [own for own in owned if own], [own for own in owned if not own]
         self._structure_then = self._structure()
         self._pairs = {kind: self._find_pairs(kind) for kind in ("parameters", "buffers")}
         self._holders: dict[str, list[tuple[dict[str, Any], str, tuple[str, ...]]]] = {}
         self._roots: dict[str, list[Any]] = {}
-        self._renewals: dict[str, list[tuple[dict[str, Tensor], str, dict, str, bool]]] = {}
+        self._renewals: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {}
         self._holds_params = any(isinstance(part, TensorDictParams) for part in module.modules())
         self.why_no_twin = why_no_twin
         try:
@@ -137,37 +88,34 @@ class Network:
         uses += ["online"] if self._held else []
         for use in uses:
             body = Body(self.module)
-            root = body.root
+            root, self._holders[use] = body.root, body.holders
             self._roots[use] = list(root) if isinstance(self.module, nn.ModuleList) else [root]
-            renewals = []
+            self._renewals[use] = []
             for name, place in self._parameters:
                 module, _, own_name = place
-                source: Any = module._parameters if use != "target" else self._target_leaves
-                source_name = own_name if use != "target" else self._shown(name, module._parameters[own_name])
-                detach = use == "frozen" or id(module._parameters[own_name]) in self._held
-                renewals.append((body.home(place), own_name, source, source_name, use != "target" and detach))
-            if use == "target":
-                for name, place, _ in self._buffers:
-                    renewals.append((body.home(place), place[2], self._target_leaves, name, False))
-            self._renewals[use] = renewals
-            self._holders[use] = body.holders
+                home: dict[str, Any] = body.home(place)
+                source = module._parameters
+                if use == "target":
+                    home[own_name] = self._target_leaves[self._shown(name, source[own_name])]
+                elif use == "frozen" or id(source[own_name]) in self._held:
+                    self._renewals[use].append((home, source, own_name))
+                else:
+                    home[own_name] = source[own_name]
+            for name, place, _ in self._buffers if use == "target" else ():
+                body.home(place)[place[2]] = self._target_leaves[name]
 
     def _shown(self, name: str, parameter: Any) -> str:
         """The name of a parameter's target: what critics share with the actor may have one for all of them."""
         return name if name in self._target_leaves else self.known[id(parameter)]
 
     def _structure(self) -> list[Any]:
-        values: list[Any] = list(chain.from_iterable(map(_VALUES, self._filled)))
-        values.append(sum(map(len, self._structured)))
-        return values
+        inner = [holder._param_td for holder in self._holders_of_leaves]
+        return [*inner, *chain.from_iterable(map(_VALUES, self._filled))]
 
     def has_changed(self) -> bool:
         """Whether a submodule or a parameter was added, removed or replaced since the network was taken over."""
         now, then = self._structure(), self._structure_then
-        same = len(now) == len(then) and now[-1] == then[-1]
-        for holder, inner in zip(self._holders_of_leaves, self._inner, strict=True):
-            same = same and holder._param_td is inner
-        return not same or not all(map(operator.is_, now[:-1], then))
+        return len(now) != len(then) or any(self._empty) or not all(map(operator.is_, now, then))
 
     def run(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int] = (0,)) -> list[Entries]:
         """Run the network.
@@ -187,8 +135,8 @@ class Network:
         if torch.compiler.is_compiling() or self.why_no_twin:
             return self._swapped(use, entries, shape, parts)
         at = "frozen" if use == "target" and self.targets is None else use
-        for own, name, source, source_name, detach in self._renewals[at]:
-            own[name] = source[source_name].detach() if detach else source[source_name]
+        for own, source, name in self._renewals[at]:
+            own[name] = source[name].detach()
         for own, name, path in self._holders[at]:
             own[name] = self._held_params(at, path)
         try:
@@ -238,8 +186,11 @@ class Network:
             of = [params.get(str(part)) if isinstance(self.module, nn.ModuleList) else params for part in parts]
             outputs = []
             for part, values in zip(parts, of, strict=True):
-                with values.to_module(self.parts[part]):
+                own = values.to_module(self.parts[part])
+                try:
                     outputs.append(run(self.parts[part], dict(entries), shape))
+                finally:  # a with statement would leave the values in the module after an exception
+                    own.to_module(self.parts[part])
             return outputs
         with torch.set_grad_enabled(torch.is_grad_enabled() and use != "target"):
             return [run_with(self.parts[part], self._leaves(use, part), entries, shape) for part in parts]
@@ -273,7 +224,7 @@ class Network:
         Raises:
             RuntimeError: if ``params`` does not hold parameters with the names and shapes of the module's own.
         """
-        theirs = _named(params)
+        theirs = named(params)
         given = params is not self.params or any(theirs.get(name) is not own for name, own in self._registered.items())
         if given and not self._fits(theirs):
             raise RuntimeError(
@@ -338,34 +289,3 @@ class Network:
         for kind in ("parameters", "buffers"):
             for target, source in zip(*self.pairs(kind), strict=True):
                 target.data.copy_(source.data)
-
-
-def ensemble(critic: TensorDictModuleBase, count: int, kept: Iterable[nn.Parameter]) -> nn.ModuleList:
-    """The critic itself and copies of it that their layers' own ``reset_parameters`` initialise anew.
-
-    Args:
-        critic: the first critic, which keeps its parameters.
-        count: how many critics in all.
-        kept: parameters that the critic shares with the actor; the copies share them too.
-
-    Raises:
-        ValueError: if a copy has a layer that cannot be initialised anew, so that it would equal the first.
-    """
-    critics = [critic]
-    shared = {id(parameter): parameter for parameter in kept}
-    before = {key: parameter.detach().clone() for key, parameter in shared.items()}
-    for _ in range(count - 1):
-        other = copy.deepcopy(critic, dict(shared))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tensordict's, that nothing was reset: the error below says it better
-            other.reset_parameters_recursive()
-        for key, parameter in shared.items():
-            parameter.data.copy_(before[key])
-        own = [(p, q) for p, q in zip(critic.parameters(), other.parameters(), strict=True) if p is not q]
-        if own and all(torch.equal(p, q) for p, q in own):
-            raise ValueError(
-                f"no layer of the critic draws new parameters in reset_parameters, so {count} copies would be equal; "
-                f"accepted: a list of {count} critics, each with its own initialisation."
-            )
-        critics.append(other)
-    return nn.ModuleList(critics)

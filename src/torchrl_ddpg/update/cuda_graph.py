@@ -11,7 +11,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
-from torchrl_ddpg.batch import Batch, write
+from torchrl_ddpg.batch import Batch
+from torchrl_ddpg.entries import write
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 from torchrl_ddpg.update.recordings import Form, Recordings, Watch
 

@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from torchrl_ddpg import checks
-from torchrl_ddpg.batch import Batch, write
+from torchrl_ddpg.batch import Batch
+from torchrl_ddpg.entries import write
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
+from torchrl_ddpg.update.graph_passes import as_calls
 from torchrl_ddpg.update.recordings import Form, Recordings, Watch
 
 Outputs = list[Any]  # tensors, and None where there is none
 
 # Replays between two comparisons with the function itself: for what nobody can see, such as a file that it reads.
 COMPARE_EVERY = 1000
-
-aten = torch.ops.aten
-_ALIASES = (aten.alias.default, aten.detach.default)
-_TRANSPOSED = aten.t.default
-_PRODUCTS = (aten.mm.default, aten.addmm.default)
-
-
-def _lstm_layer(*args: Any) -> tuple[Tensor, ...]:
-    """An LSTM of oneDNN, which keeps what its gradient needs only where gradients are asked for."""
-    with torch.enable_grad():
-        return aten.mkldnn_rnn_layer.default(*(arg.detach() if isinstance(arg, Tensor) else arg for arg in args))
-
-
-_BINDINGS = {
-    aten.mkldnn_rnn_layer.default: _lstm_layer,
-    # What is called most, without the look-up among overloads: a microsecond each.
-    aten.addmm.default: torch.addmm,
-    aten.cat.default: torch.cat,
-    aten.mean.default: torch.mean,
-    aten.mm.default: torch.mm,
-    aten.mul.Tensor: torch.mul,
-    aten.relu.default: torch.relu,
-    aten.sum.dim_IntList: torch.sum,
-    aten.t.default: torch.t,
-    aten.tanh.default: torch.tanh,
-}
-
 
 # How Python gets at values, which then are no tensors any more.
 _READS = [Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__, Tensor.__float__]
@@ -130,14 +104,7 @@ class OperatorGraph:
         except Exception as error:
             self.function(inputs)  # raises if it is the batch that is wrong
             self._refuse(error)
-        _forget_source(module)
-        _simplify(module.graph)
-        held = _lift(module)
-        used = _leave_out_unused(module.graph, len(inputs))
-        module.recompile()
-        _forget_source(module)
-        forward = module.forward
-        self.operators = lambda inputs: forward(*[inputs[index] for index in used], *held)
+        self.operators = as_calls(module, len(inputs))
         return outputs
 
     def _replay(self, inputs: Sequence[Tensor]) -> Outputs:
@@ -161,13 +128,6 @@ class OperatorGraph:
             self._refuse("replaying its operators gives a different result")
 
 
-def _forget_source(module: fx.GraphModule) -> None:
-    """Let go of the generated source, which torch.fx keeps for tracebacks as long as the process lives."""
-    name = type(module).forward.__code__.co_filename
-    fx.graph_module._loader.eval_cache.pop(name, None)  # no public name
-    linecache.cache.pop(name, None)
-
-
 def _agree(value: Any, other: Any) -> bool:
     """Whether two outputs are equal, but for what the order of a sum may change."""
     if not isinstance(value, Tensor) or not isinstance(other, Tensor):
@@ -178,50 +138,6 @@ def _agree(value: Any, other: Any) -> bool:
         return torch.equal(value, other)
     size = value.abs().nan_to_num(0.0, 0.0).max() if value.numel() else 0.0
     return torch.allclose(value, other, rtol=0.0, atol=1e-4 * float(size) + 1e-8, equal_nan=True)
-
-
-def _simplify(graph: fx.Graph) -> None:
-    """Leave out what autograd alone needed, and write where a product lies that nobody else reads."""
-    for node in graph.nodes:
-        if node.target in _ALIASES:
-            node.replace_all_uses_with(node.args[0], lambda user: user.op != "output")
-        elif node.target is _TRANSPOSED and node.args[0].target is _TRANSPOSED:
-            node.replace_all_uses_with(node.args[0].args[0])
-    for node in reversed(graph.nodes):
-        if not node.users and node.target in (*_ALIASES, _TRANSPOSED):
-            graph.erase_node(node)
-    for node in graph.nodes:
-        product = node.args[0] if node.args else None
-        in_place = isinstance(product, fx.Node) and product.target in _PRODUCTS and len(product.users) == 1
-        if in_place and node.target is aten.relu.default:
-            node.target = torch.relu_
-        elif in_place and node.target is aten.threshold_backward.default:
-            node.target, node.kwargs = aten.threshold_backward.grad_input, {"grad_input": product}
-    for node in graph.nodes:
-        node.target = _BINDINGS.get(node.target, node.target)
-
-
-def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Make arguments of the parameters and buffers that the graph looks up as attributes, and give them."""
-    *_, last = module.graph.find_nodes(op="placeholder")
-    arguments: dict[str, fx.Node] = {}
-    for node in module.graph.find_nodes(op="get_attr"):
-        if node.target not in arguments:
-            with module.graph.inserting_after(last):
-                last = arguments[node.target] = module.graph.placeholder(node.target)
-        node.replace_all_uses_with(arguments[node.target])
-        module.graph.erase_node(node)
-    return [getattr(module, name) for name in arguments]
-
-
-def _leave_out_unused(graph: fx.Graph, count: int) -> list[int]:
-    """Erase what the function did not read of its inputs, and give the positions of what it did."""
-    nodes = graph.find_nodes(op="placeholder")[:count]
-    used = [index for index, node in enumerate(nodes) if node.users]
-    for node in nodes:
-        if not node.users:
-            graph.erase_node(node)
-    return used
 
 
 class _Recording:

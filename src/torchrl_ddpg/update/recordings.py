@@ -15,7 +15,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_ddpg import checks
-from torchrl_ddpg.batch import fetch
+from torchrl_ddpg.entries import fetch
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 
 Recording = TypeVar("Recording")
@@ -25,11 +25,14 @@ MAX_RECORDINGS = 64
 # What a module's or a loss's settings are made of: a rate of dropout, a mode, the name of a distance.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Two at least, so that a getter gives a tuple; the objects behind the others stay.
+_LEFT_OUT = _OF_EVERY_MODULE - {"training", "_parameters"}
+_SLOTS = ("_buffers", "_backward_hooks", "_backward_pre_hooks")
+_SLOTS_OF_NETWORKS = ("_parameters", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_HOW_TRAINED = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
 # What a loss notes for itself.
-_NOTES = frozenset(
-    ("_reading", "_seen", "_nets", "_warned_updater", "_targets_loaded", "_initial_targets", "_estimator", "_constants")
-)
+_NOTES = {"_reading", "_nets", "_on_device", "_warned_updater", "_targets_loaded", "_initial_targets", "_estimator"}
+_NOTES |= {"_constants"}
 # Calls in a row that find a change, until it is said.
 _TOO_OFTEN = 10
 # Objects in a setting that are looked into; what lies beyond is followed by identity alone.
@@ -139,13 +142,18 @@ class Watch:
         networks = [loss.get_stateful_net(name, copy=False) for name in ("actor_network", loss.critic_name)]
         modules = list(dict.fromkeys(part for network in networks for part in network.modules()))
         self._parts = [*modules, estimator]
-        dictionaries = [vars(part) for part in self._parts] + [vars(loss.tensor_keys)]
-        for slot in ("_parameters", "_buffers", "_modules", *_HOOKS):
-            dictionaries += [getattr(part, slot) for part in self._parts]
+        # Submodules, parameters and forward hooks of the networks are the loss's to follow: it makes them anew.
+        dictionaries = [getattr(part, slot) for part in self._parts for slot in _SLOTS]
+        dictionaries += [getattr(estimator, slot) for slot in _SLOTS_OF_NETWORKS]
         targets = [f"target_{name}_params" for name in ("actor_network", loss.critic_name)]
         dictionaries += [loss._buffers, *(loss._modules[name]._buffers for name in targets if name in loss._modules)]
-        self._dictionaries, self._parameters = dictionaries, list(loss.parameters())
-        self._filled, self._count = [own for own in dictionaries if own], sum(map(len, dictionaries))
+        self._filled, self._empty = [own for own in dictionaries if own], [own for own in dictionaries if not own]
+        self._owned = [vars(part) for part in (*self._parts, loss.tensor_keys)]
+        self._settings_of = [
+            functools.partial(operator.itemgetter(*(name for name in own if name not in _LEFT_OUT)), own)
+            for own in self._owned
+        ]
+        self._count, self._parameters = sum(map(len, self._owned)), list(loss.parameters())
         self._values = self._now()
         settings = self._mutable()
         flat = [value for value in settings if _is_flat(value)]
@@ -153,11 +161,13 @@ class Watch:
         self._settings = [(value, self._freeze(value)) for value in settings if not _is_flat(value)]
 
     def _now(self) -> list[Any]:
-        now = list(chain.from_iterable(map(dict.values, self._filled)))
-        now += vars(self.loss).values()
-        for parameter in self._parameters:
-            now += (parameter.requires_grad, parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
-        return now + self.more()
+        return [
+            *chain.from_iterable(map(dict.values, self._filled)),
+            *chain.from_iterable([settings() for settings in self._settings_of]),
+            *vars(self.loss).values(),
+            *chain.from_iterable(map(_HOW_TRAINED, self._parameters)),
+            *self.more(),
+        ]
 
     def _mutable(self) -> list[Any]:
         """Attributes whose contents may change while they stay the same objects."""
@@ -172,8 +182,13 @@ class Watch:
 
     def has_changed(self) -> bool:
         """Whether anything is another than at the last look."""
-        now, then = self._now(), self._values
-        if len(now) != len(then) or sum(map(len, self._dictionaries)) != self._count:
+        if sum(map(len, self._owned)) != self._count or any(self._empty):
+            return True
+        try:
+            now, then = self._now(), self._values
+        except KeyError:  # one was removed and another added
+            return True
+        if len(now) != len(then):
             return True
         if not all(map(operator.is_, now, then)):  # the first question takes no time
             if not all(map(_same, now, then)):

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from torchrl.objectives import TargetNetUpdater
 
 from torchrl_ddpg import checks
-from torchrl_ddpg.batch import Batch, write
+from torchrl_ddpg.batch import Batch
+from torchrl_ddpg.entries import write
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
 from torchrl_ddpg.target_updaters import SoftUpdate
 from torchrl_ddpg.update import optimizer_step
