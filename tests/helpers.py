@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_ddpg import D4PGLoss, DDPGLoss, SoftUpdate, TD3BCLoss, TD3Loss
+from torchrl_ddpg import D4PGLoss, DDPGLoss, FastTD3Loss, SoftUpdate, TD3BCLoss, TD3Loss
 
 OBSERVATION, ACTION = 3, 2
 
@@ -113,6 +113,7 @@ DEFAULTS = {
     TD3Loss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0},
     TD3BCLoss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0},
     D4PGLoss: {"v_min": -10.0, "v_max": 10.0, "num_atoms": 21},
+    FastTD3Loss: {"v_min": -10.0, "v_max": 10.0, "num_atoms": 21, "bounds": (-1.0, 1.0), "policy_noise": 0.0},
     RandomEnsembleLoss: {"num_qvalue_nets": 3, "subset": 3},
 }
 
@@ -122,6 +123,10 @@ LOSSES = {
     "td3_bc": Case(partial(make, TD3BCLoss), "qvalue_network", "loss_qvalue"),
     "d4pg": Case(partial(make, D4PGLoss), "value_network", "loss_value", ("td0",)),
     "d4pg twin": Case(partial(make, D4PGLoss, num_value_nets=2), "value_network", "loss_value", ("td0",)),
+    "fast_td3": Case(partial(make, FastTD3Loss), "value_network", "loss_value", ("td0",)),
+    "fast_td3 average": Case(
+        partial(make, FastTD3Loss, combine_critics="average"), "value_network", "loss_value", ("td0",)
+    ),
     "own: quantiles": Case(partial(make, QuantileLoss), "value_network", "loss_value", ("td0",)),
     "own: random ensemble": Case(partial(make, RandomEnsembleLoss), "qvalue_network", "loss_qvalue"),
 }

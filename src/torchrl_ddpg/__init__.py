@@ -6,6 +6,7 @@ from torchrl_ddpg.checks import BatchError, MissingKeyError, UnsupportedEstimato
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss, Term
 from torchrl_ddpg.losses.d4pg import D4PGLoss
 from torchrl_ddpg.losses.ddpg import DDPGLoss
+from torchrl_ddpg.losses.fast_td3 import FastTD3Loss
 from torchrl_ddpg.losses.td3 import TD3Loss
 from torchrl_ddpg.losses.td3_bc import TD3BCLoss
 from torchrl_ddpg.target_updaters import HardUpdate, SoftUpdate
@@ -18,6 +19,7 @@ __all__ = [
     "D4PGLoss",
     "DDPGLoss",
     "DeterministicPolicyLoss",
+    "FastTD3Loss",
     "HardUpdate",
     "MissingKeyError",
     "SoftUpdate",
