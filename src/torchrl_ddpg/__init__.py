@@ -7,8 +7,10 @@ from torchrl_ddpg.losses.base import DeterministicPolicyLoss, Term
 from torchrl_ddpg.losses.d4pg import D4PGLoss
 from torchrl_ddpg.losses.ddpg import DDPGLoss
 from torchrl_ddpg.losses.fast_td3 import FastTD3Loss
+from torchrl_ddpg.losses.rebrac import ReBRACLoss
 from torchrl_ddpg.losses.td3 import TD3Loss
 from torchrl_ddpg.losses.td3_bc import TD3BCLoss
+from torchrl_ddpg.offline import with_next_actions
 from torchrl_ddpg.target_updaters import HardUpdate, SoftUpdate
 from torchrl_ddpg.update.step import UpdateStep
 
@@ -22,6 +24,7 @@ __all__ = [
     "FastTD3Loss",
     "HardUpdate",
     "MissingKeyError",
+    "ReBRACLoss",
     "SoftUpdate",
     "TD3BCLoss",
     "TD3Loss",
@@ -30,4 +33,5 @@ __all__ = [
     "UnsupportedEstimatorError",
     "UpdateStep",
     "functional",
+    "with_next_actions",
 ]

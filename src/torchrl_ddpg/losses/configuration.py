@@ -62,8 +62,9 @@ class ConfigurableLoss(NetworkOwner):
         accepted = [field.name for field in fields(self._AcceptedKeys)]
         for name, value in kwargs.items():
             checks.choice("a name given to set_keys", name, accepted)
-            value = getattr(self.default_keys(), name) if value is None else value
-            setattr(self.tensor_keys, name, checks.nested_key(f"set_keys({name}=...)", value))
+            default = getattr(self.default_keys(), name)
+            value = default if value is None else checks.nested_key(f"set_keys({name}=...)", value)
+            setattr(self.tensor_keys, name, value)
         self._wire()
 
     def _wire(self) -> None:
