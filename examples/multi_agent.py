@@ -91,7 +91,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loss", choices=list(LOSSES), default="td3")
     parser.add_argument("--centralised", action="store_true", help="critics see the observations and actions of all")
     parser.add_argument("--share-parameters", action="store_true", help="one actor and one critic for all agents")
-    sizes = {"seed": 0, "frames": 100_000, "agents": 3, "worlds": 32, "steps": 100, "batch-size": 256, "width": 64}
+    sizes = {"seed": 0, "frames": 64_000, "agents": 3, "worlds": 32, "steps": 100, "batch-size": 256, "width": 64}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     return parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
 import copy
 
+import offline_rebrac
 import pytest
 import torch
 from tensordict import TensorDict
@@ -191,3 +192,13 @@ def test_a_dataset_trains_the_loss():
     loss = make(ReBRACLoss)
     assert loss(data[torch.randperm(len(data))]).isfinite().all()
     assert len(data) < 80
+
+
+def test_the_recipe_runs():
+    sizes = {"updates": 4, "data-episodes": 2, "episodes": 2}
+    words = [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
+    of_data, of_policy = offline_rebrac.train(offline_rebrac.parse(words))
+    assert of_policy < 0
+    assert -600 < of_data < 0
+    episodes = offline_rebrac.run_episodes(None, 2, seed=0)
+    assert offline_rebrac.load(episodes).batch_size == (2 * 199,)
