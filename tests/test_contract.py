@@ -351,7 +351,7 @@ def test_without_bounds_no_action_lies_at_one(case):
 
 def test_keyword_call_gives_the_outputs_in_order(case):
     loss = case.make()
-    data = batch(8)
+    data = batch(8).select(*loss.in_keys)
     expected = loss(data.clone())
     entries = {"_".join((key,) if isinstance(key, str) else key): value for key, value in data.items(True, True)}
     torch.testing.assert_close(loss(**entries), tuple(expected[key] for key in loss.out_keys))
