@@ -11,7 +11,8 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_ddpg import D4PGLoss, DDPGLoss, SoftUpdate, TD3BCLoss, TD3Loss
+from torchrl_ddpg import D4PGLoss, DDPGLoss, FastTD3Loss, ReBRACLoss, SoftUpdate, TD3BCLoss, TD3Loss
+from torchrl_ddpg.batch import under_next
 
 OBSERVATION, ACTION = 3, 2
 
@@ -72,8 +73,11 @@ def batch(*shape, seed=0, terminated=0.2, truncated=0.1, dtype=torch.float32, in
     td = TensorDict({}, batch_size=shape)
     td[name["observation"]], td[name["action"]] = observation, normal(*shape, ACTION).tanh()
     for key, value in (("observation", later), ("reward", normal(*shape, 1)), ("done", done), ("terminated", ended)):
-        key = name[key]
-        td[("next", *((key,) if isinstance(key, str) else key))] = value
+        td[under_next(name[key])] = value
+    following = normal(*shape, ACTION).tanh()
+    if len(shape) > 1 and in_order:
+        following[..., :-1, :] = torch.where(done[..., :-1, :], following[..., :-1, :], td[name["action"]][..., 1:, :])
+    td[under_next(name["action"])] = following
     return td
 
 
@@ -113,6 +117,8 @@ DEFAULTS = {
     TD3Loss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0},
     TD3BCLoss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0},
     D4PGLoss: {"v_min": -10.0, "v_max": 10.0, "num_atoms": 21},
+    FastTD3Loss: {"v_min": -10.0, "v_max": 10.0, "num_atoms": 21, "bounds": (-1.0, 1.0), "policy_noise": 0.0},
+    ReBRACLoss: {"bounds": (-1.0, 1.0), "policy_noise": 0.0, "alpha_actor": 0.1, "alpha_critic": 0.01},
     RandomEnsembleLoss: {"num_qvalue_nets": 3, "subset": 3},
 }
 
@@ -122,6 +128,11 @@ LOSSES = {
     "td3_bc": Case(partial(make, TD3BCLoss), "qvalue_network", "loss_qvalue"),
     "d4pg": Case(partial(make, D4PGLoss), "value_network", "loss_value", ("td0",)),
     "d4pg twin": Case(partial(make, D4PGLoss, num_value_nets=2), "value_network", "loss_value", ("td0",)),
+    "fast_td3": Case(partial(make, FastTD3Loss), "value_network", "loss_value", ("td0",)),
+    "fast_td3 average": Case(
+        partial(make, FastTD3Loss, combine_critics="average"), "value_network", "loss_value", ("td0",)
+    ),
+    "rebrac": Case(partial(make, ReBRACLoss), "qvalue_network", "loss_qvalue"),
     "own: quantiles": Case(partial(make, QuantileLoss), "value_network", "loss_value", ("td0",)),
     "own: random ensemble": Case(partial(make, RandomEnsembleLoss), "qvalue_network", "loss_qvalue"),
 }

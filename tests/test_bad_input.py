@@ -10,7 +10,18 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 
 from helpers import LOSSES, Case, batch, make, networks
-from torchrl_ddpg import BatchError, D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss
+from torchrl_ddpg import (
+    BatchError,
+    D4PGLoss,
+    DDPGLoss,
+    FastTD3Loss,
+    HardUpdate,
+    ReBRACLoss,
+    SoftUpdate,
+    TD3BCLoss,
+    TD3Loss,
+    with_next_actions,
+)
 
 GOLDEN = Path(__file__).parent / "error_messages.txt"
 OPTIONAL = ["priority_weight", ("collector", "mask"), "steps_to_next_obs", "gamma", "td_error"]
@@ -211,6 +222,21 @@ def situations():
     yield "an alpha of zero", lambda: make(TD3BCLoss, alpha=0)
     yield "the priority's key in the constructor", lambda: make(TD3Loss, priority_key="p")
     yield "an action of another size to imitate", lambda: make(TD3BCLoss).loss_actor(with_("action", torch.zeros(8, 5)))
+    yield "units of imitation that there are not", lambda: make(TD3BCLoss, imitation_units="rad")
+    yield "a range of zero as a unit", lambda: make(ReBRACLoss, bounds=(torch.zeros(2), torch.tensor([0.0, 1.0])))
+    yield "the next action is missing", lambda: make(ReBRACLoss)(good.exclude(("next", "action")))
+    yield (
+        "a next action of another size",
+        lambda: make(ReBRACLoss)(with_(("next", "action"), torch.zeros(8, 5))),
+    )
+    yield "an alpha of the actor below zero", lambda: make(ReBRACLoss, alpha_actor=-1)
+    yield "an alpha of the critic that is no number", lambda: make(ReBRACLoss, alpha_critic="0.1")
+    yield "next actions of several rows at once", lambda: with_next_actions(batch(4, 5))
+    yield "next actions without an action", lambda: with_next_actions(good.exclude("action"))
+    yield "next actions of shuffled data", lambda: with_next_actions(good)
+    yield "critics combined in an unknown way", lambda: make(FastTD3Loss, combine_critics="max")
+    yield "FastTD3 without bounds", lambda: make(FastTD3Loss, bounds=None)
+    yield "a loss function for a categorical critic", lambda: make(D4PGLoss, loss_function="l1")
     yield "tau out of range", lambda: SoftUpdate(make(), tau=1.5)
     yield "neither tau nor eps", lambda: SoftUpdate(make())
     yield "tau and eps", lambda: SoftUpdate(make(), tau=0.1, eps=0.9)
@@ -270,7 +296,9 @@ def test_messages_read_as_the_golden_file():
 def test_no_message_is_another_librarys():
     for paragraph in GOLDEN.read_text().split("\n\n"):
         assert "NOTHING WAS RAISED" not in paragraph
-        assert any(name in paragraph for name in ("Loss: ", "SoftUpdate: ", "HardUpdate: ")), paragraph
+        assert any(f"{name}: " in paragraph for name in ("Loss", "SoftUpdate", "HardUpdate", "with_next_actions")), (
+            paragraph
+        )
 
 
 if __name__ == "__main__":

@@ -310,9 +310,48 @@ def test_select_out_keys(case):
         loss.select_out_keys("loss_critic")
 
 
+def test_both_terms_tell_how_many_actions_lie_at_a_bound_where_bounds_are_known(case):
+    loss = case.make(bounds=(-1.0, 1.0))
+    leaves = [*loss.actor_network_params.parameters(), *loss.target_actor_network_params.values(True, True)]
+    for leaf in {leaf.data_ptr(): leaf for leaf in leaves}.values():
+        leaf.data.mul_(10.0)
+    data = batch(8)
+    with torch.no_grad():
+        now = loss.actor_network(data.clone())["action"].abs() >= 0.99
+        with loss.target_actor_network_params.to_module(loss.actor_network):
+            later = loss.actor_network(data["next"].clone())["action"].abs() >= 0.99
+    assert 0 < now.float().mean() < 1
+    assert 0 < later.float().mean() < 1
+
+    def reported():
+        terms = loss.loss_actor(data)[1]["actor_saturation"], loss.loss_value(data)[1]["target_saturation"]
+        assert not any(value.requires_grad for value in terms)
+        return terms
+
+    torch.testing.assert_close(reported(), (now.float().mean(), later.float().mean()))
+    names = ("actor_saturation", "target_saturation")
+    assert not set(names) & set(loss(data).keys())  # out_keys are TorchRL's
+    outputs = loss.select_out_keys(*names)(data)
+    torch.testing.assert_close(tuple(outputs[name] for name in names), reported())
+    data["collector", "mask"] = torch.arange(8).unsqueeze(-1) < 5
+    torch.testing.assert_close(reported(), (now[:5].float().mean(), later[:5].float().mean()))
+    data["next", "observation"][0] = float("nan")  # past the end of an episode
+    data["next", "terminated"][0] = True
+    later[0] = False
+    torch.testing.assert_close(reported()[1], later[:5].float().mean())
+
+
+def test_without_bounds_no_action_lies_at_one(case):
+    loss = case.make()
+    if loss.min_action is None:
+        assert not any(
+            "saturation" in name for term in (loss.loss_actor, loss.loss_value) for name in term(batch(8))[1]
+        )
+
+
 def test_keyword_call_gives_the_outputs_in_order(case):
     loss = case.make()
-    data = batch(8)
+    data = batch(8).select(*loss.in_keys)
     expected = loss(data.clone())
     entries = {"_".join((key,) if isinstance(key, str) else key): value for key, value in data.items(True, True)}
     torch.testing.assert_close(loss(**entries), tuple(expected[key] for key in loss.out_keys))

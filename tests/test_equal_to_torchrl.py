@@ -131,7 +131,7 @@ def test_renamed_keys():
 
 def test_keyword_call_as_in_torchrl():
     losses = pair()
-    data = batch(8)
+    data = batch(8).select(*losses[0].in_keys)
     entries = {"_".join((k,) if isinstance(k, str) else k): v for k, v in data.items(True, True)}
     ours, theirs = (loss(**entries) for loss in losses)
     assert len(ours) == len(theirs) == 6

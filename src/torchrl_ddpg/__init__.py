@@ -6,8 +6,11 @@ from torchrl_ddpg.checks import BatchError, MissingKeyError, UnsupportedEstimato
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss, Term
 from torchrl_ddpg.losses.d4pg import D4PGLoss
 from torchrl_ddpg.losses.ddpg import DDPGLoss
+from torchrl_ddpg.losses.fast_td3 import FastTD3Loss
+from torchrl_ddpg.losses.rebrac import ReBRACLoss
 from torchrl_ddpg.losses.td3 import TD3Loss
 from torchrl_ddpg.losses.td3_bc import TD3BCLoss
+from torchrl_ddpg.offline import with_next_actions
 from torchrl_ddpg.target_updaters import HardUpdate, SoftUpdate
 from torchrl_ddpg.update.step import UpdateStep
 
@@ -18,8 +21,10 @@ __all__ = [
     "D4PGLoss",
     "DDPGLoss",
     "DeterministicPolicyLoss",
+    "FastTD3Loss",
     "HardUpdate",
     "MissingKeyError",
+    "ReBRACLoss",
     "SoftUpdate",
     "TD3BCLoss",
     "TD3Loss",
@@ -28,4 +33,5 @@ __all__ = [
     "UnsupportedEstimatorError",
     "UpdateStep",
     "functional",
+    "with_next_actions",
 ]

@@ -104,11 +104,14 @@ class Batch:
         Raises:
             MissingKeyError: if the batch does not have it.
         """
-        value = self.require(key, "an entry that the loss reads").detach()
+        value = self.require(key, "an entry that the loss reads")
+        value = value.detach() if hasattr(value, "detach") else value  # a string, say
         ended = self.values.get(under_next(self.keys.terminated)) if key[0] == "next" else None
-        if ended is None or ended.ndim < len(self.shape):
+        depth = len(self.shape)
+        if ended is None or ended.ndim < depth:
             return self._hide(value)
-        return self._hide(value, ~(ended != 0).reshape(*self.shape, -1).all(-1))
+        ended = ended != 0
+        return self._hide(value, ~(ended.flatten(depth).all(-1) if ended.ndim > depth else ended))
 
     def _read_mask(self, *, required: bool) -> Tensor | None:
         mask = None

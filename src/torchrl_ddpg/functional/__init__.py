@@ -9,10 +9,12 @@ from torchrl_ddpg.functional.categorical import (
 from torchrl_ddpg.functional.losses import (
     LOSS_FUNCTIONS,
     REDUCTIONS,
+    action_distance,
     behaviour_cloning_loss,
     mean_and_max,
     reduce,
     value_loss,
+    value_weight,
 )
 from torchrl_ddpg.functional.targets import (
     clipped_double_q,
@@ -27,6 +29,7 @@ from torchrl_ddpg.functional.updates import copy_, polyak_update_
 __all__ = [
     "LOSS_FUNCTIONS",
     "REDUCTIONS",
+    "action_distance",
     "behaviour_cloning_loss",
     "categorical_projection",
     "categorical_td_loss",
@@ -43,4 +46,5 @@ __all__ = [
     "td_lambda_target",
     "td_target",
     "value_loss",
+    "value_weight",
 ]

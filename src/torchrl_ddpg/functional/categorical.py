@@ -34,10 +34,14 @@ def categorical_projection(target_support: Tensor, probabilities: Tensor, suppor
     """
     same_shape(target_support=target_support, probabilities=probabilities)
     spacing = (support[-1] - support[0]) / (len(support) - 1)
+    place = (target_support.clamp(support[0], support[-1]) - support[0]) / spacing
+    left = place.nan_to_num().floor().clamp(0, len(support) - 2)
     finite = target_support - target_support  # 0, or NaN for an infinite return, which clipping would hide
-    clipped = (target_support.clamp(support[0], support[-1]) + finite).unsqueeze(-2)
-    nearness = (1 - (clipped - support.unsqueeze(-1)).abs() / spacing).clamp(0, 1)
-    return (nearness * probabilities.unsqueeze(-2)).sum(-1)
+    to_the_right = probabilities * ((place - left).clamp(0, 1) + finite)
+    index = left.long()
+    projected = probabilities.new_zeros(*probabilities.shape[:-1], len(support))
+    projected = projected.scatter_add(-1, index, probabilities - to_the_right)
+    return projected.scatter_add(-1, index + 1, to_the_right)
 
 
 def categorical_td_loss(logits: Tensor, target: Tensor) -> Tensor:

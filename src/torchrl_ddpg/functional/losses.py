@@ -73,8 +73,54 @@ def behaviour_cloning_loss(
     """
     same_shape(action=action, batch_action=batch_action)
     imitation = (action - batch_action).square().mean(-1)
-    lmbda = alpha / reduce(value.detach().abs(), mask=mask).clamp_min(1e-8)
+    lmbda = alpha * value_weight(value, mask)
     return imitation - lmbda * value, imitation, lmbda
+
+
+def value_weight(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""The weight :math:`1 / \overline{|Q|}` that makes a loss independent of the scale of the value.
+
+    Args:
+        value: :math:`Q(s, \mu(s))`, ``[*B]``, reward units.
+        mask: True where a sample counts, ``[*B]``, bool.
+
+    Returns:
+        A scalar without gradient.
+
+    References:
+        Fujimoto & Gu 2021, arXiv:2106.06860, eq. 5.
+
+    Examples:
+        >>> value_weight(torch.tensor([-1.0, 3.0])).item()
+        0.5
+    """
+    return 1 / reduce(value.detach().abs(), mask=mask).clamp_min(1e-8)
+
+
+def action_distance(action: Tensor, batch_action: Tensor, value: Tensor) -> Tensor:
+    r"""The squared distance :math:`|a - \hat a|^2` of two actions, summed over their dimensions.
+
+    Args:
+        action: ``[*B, A]``.
+        batch_action: the action that was taken, ``[*B, A]``.
+        value: what the distance is compared with, ``[*B, 1]``: of agents that share one value, actions
+            ``[*B, n_agents, A]`` are one action.
+
+    Returns:
+        Shape of ``value``.
+
+    Raises:
+        ValueError: if the actions differ in shape.
+
+    References:
+        Tarasov et al. 2023, arXiv:2305.09836, section 3.
+
+    Examples:
+        >>> action_distance(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 1)).tolist()
+        [[2.0]]
+    """
+    same_shape(action=action, batch_action=batch_action)
+    return (action - batch_action).square().flatten(value.ndim - 1).sum(-1, keepdim=True)
 
 
 def reduce(

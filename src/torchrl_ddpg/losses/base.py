@@ -93,6 +93,9 @@ class DeterministicPolicyLoss(ConfigurableLoss):
     # The public methods that every call of the loss goes through; where TorchRL has another name, that one.
     critic_method: ClassVar[str] = "loss_value"
     actor_method: ClassVar[str] = "loss_actor"
+    further_out_keys = ("actor_saturation", "target_saturation")
+    reports_saturation: bool = True
+    """Whether the terms give these two metrics, where bounds are known; False saves some ten small operations."""
     actor_critics: Sequence[int] = (0,)
     """Which of several critics the actor's term runs, by their positions."""
 
@@ -142,6 +145,8 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         low, high = action_bounds.read(self.action_keys[0], action_spec, bounds)
         self._register_constant("min_action", low)
         self._register_constant("max_action", high)
+        for name, bound in zip(("_nearly_lowest", "_nearly_highest"), action_bounds.nearly(low, high), strict=True):
+            self.register_buffer(name, bound, persistent=False)  # configuration, as the bounds are
         self.make_value_estimator()
 
     @classmethod
@@ -355,20 +360,21 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         loss, metrics = self.actor_sample_losses(value, action, batch)
         loss = _column(loss, value)
         metrics = self._reported(batch, metrics) | self._report("state_action_value_actor", batch, value.detach())
+        metrics |= self._saturation("actor_saturation", action, batch)
         return Term(self._reduce("loss_actor", loss, batch, weigh=self.weigh_actor), metrics)
 
     def _target(self, batch: Batch) -> tuple[Tensor, Report]:
         transition = batch.transition(needs_done=self._estimator.chains_steps)
-        next_value = self._next_value(batch, transition.terminated)
+        next_value, saturation = self._next_value(batch, transition.terminated)
         if next_value.shape[:-1] != transition.reward.shape[:-1]:
             self._check_value(next_value, transition.reward)
         # Selected, not multiplied: what lies past a terminal state may be NaN.
         next_value = batch.hide(next_value.masked_fill(transition.terminated, 0.0))
         target, metrics = self.critic_target(next_value, transition, batch)
-        metrics = self._reported(batch, metrics) | self._report("next_state_value", batch, next_value)
+        metrics = self._reported(batch, metrics) | self._report("next_state_value", batch, next_value) | saturation
         return batch.hide(target.detach().to(self._dtype)), metrics
 
-    def _next_value(self, batch: Batch, terminated: Tensor) -> Tensor:
+    def _next_value(self, batch: Batch, terminated: Tensor) -> tuple[Tensor, Report]:
         """What the target networks say of the next state, in the critic's last dimension."""
         goes_on = None
         if self._keeps_statistics:  # what lies past a terminal state must not reach them
@@ -379,9 +385,24 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         entries = self._run("actor_network", "target", entries, batch)[0]
         action = entries[self.action_keys[0]]
         self._check_bounds(action)
+        saturation = self._saturation("target_saturation", action, batch)
         action = entries[self.action_keys[0]] = self.bound_target_action(action)
         values = self._values("target", entries, batch, range(self.num_critics))
-        return self.next_state_value(values, action, batch)
+        return self.next_state_value(values, action, batch), saturation
+
+    def _saturation(self, name: str, action: Tensor, batch: Batch) -> Report:
+        """The share of what an actor writes that lies at or beyond a bound, where bounds are known; NaN does not."""
+        low, high = self._buffers["_nearly_lowest"], self._buffers["_nearly_highest"]
+        if low is None or high is None or not self.reports_saturation:
+            return {}
+        at_bound = (action <= low) | (action >= high)
+        if batch.mask is None:
+            return {name: at_bound.count_nonzero() / at_bound.numel()}  # four times as fast as the mean of a bool
+        depth = len(batch.shape)
+        share = (at_bound.flatten(depth) if at_bound.ndim > depth else at_bound.unsqueeze(-1)).mean(
+            -1, dtype=self._dtype
+        )
+        return {name: functional.mean_and_max(name, share, batch.counts)[name]}
 
     def _run(self, name: str, use: Use, entries: Entries, batch: Batch, parts: Sequence[int] = (0,)) -> list[Entries]:
         net = self._nets[name]

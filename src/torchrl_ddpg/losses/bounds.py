@@ -43,6 +43,17 @@ def read(
     return _unbatched(low, high)
 
 
+SATURATED = 0.99  # of half the range from its middle; there tanh passes 2 % of its steepest gradient on
+
+
+def nearly(low: Tensor | None, high: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Where an action counts as saturated, since tanh comes near to a bound and hardly ever reaches it."""
+    if low is None or high is None:
+        return None, None
+    middle, half = (low + high) / 2, (high - low) / 2
+    return middle - SATURATED * half, middle + SATURATED * half
+
+
 def _unbatched(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The range of one action, with a dimension for agents whose ranges differ; environments have the same ranges."""
     low, high = torch.broadcast_tensors(low, high)

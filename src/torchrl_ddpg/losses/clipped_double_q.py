@@ -1,4 +1,4 @@
-"""What TD3 and its descendants share: an ensemble of critics, its minimum, and smoothed target actions."""
+"""What TD3 and its descendants share: an ensemble of critics and its minimum."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torchrl.data import TensorSpec
 
 from torchrl_ddpg import checks, functional
 from torchrl_ddpg.batch import Batch
-from torchrl_ddpg.losses.base import DeterministicPolicyLoss
+from torchrl_ddpg.losses.smoothed_targets import SmoothedTargetsLoss
 
 
-class ClippedDoubleQLoss(DeterministicPolicyLoss):
+class ClippedDoubleQLoss(SmoothedTargetsLoss):
     """An ensemble of critics, its minimum, and smoothed target actions; not a loss by itself."""
 
     @dataclass
-    class _AcceptedKeys(DeterministicPolicyLoss._AcceptedKeys):
+    class _AcceptedKeys(SmoothedTargetsLoss._AcceptedKeys):
         """The entries of a batch that ``set_keys`` can rename.
 
         ``action`` is accepted as in TorchRL and without effect: the networks say which entry the action is.
@@ -59,11 +59,11 @@ class ClippedDoubleQLoss(DeterministicPolicyLoss):
     ) -> None:
         if priority_key is not None:
             raise TypeError(f"the priority's name is set with loss.set_keys(priority={priority_key!r}).")
-        if action_spec is None and bounds is None:
-            raise ValueError("neither action_spec nor bounds is given; accepted: one of them, but not both.")
         super().__init__(
             actor_network,
             qvalue_network,
+            policy_noise=policy_noise,
+            noise_clip=noise_clip,
             num_critics=("num_qvalue_nets", num_qvalue_nets),
             loss_function=loss_function,
             delay_actor=delay_actor,
@@ -77,17 +77,7 @@ class ClippedDoubleQLoss(DeterministicPolicyLoss):
             action_spec=action_spec,
             bounds=bounds,
         )
-        if not bool((self.max_action - self.min_action).isfinite().all()):
-            raise ValueError("the action has no finite range, which the smoothing noise is scaled by; give bounds.")
-        self.policy_noise = checks.finite("policy_noise", policy_noise, at_least=0)
-        self.noise_clip = checks.finite("noise_clip", noise_clip, at_least=0)
         self.deactivate_vmap = checks.boolean("deactivate_vmap", deactivate_vmap)
-
-    def bound_target_action(self, action: Tensor) -> Tensor:
-        """The smoothed target action, within its range."""
-        low, high = self.min_action.to(action.dtype), self.max_action.to(action.dtype)
-        scale = {"policy_noise": self.policy_noise, "noise_clip": self.noise_clip}
-        return functional.smooth_target_action(action, torch.randn_like(action), low, high, **scale)
 
     def next_state_value(self, values: list[Tensor], action: Tensor, batch: Batch) -> Tensor:
         """The lowest of the critics' values."""

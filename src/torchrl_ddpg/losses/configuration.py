@@ -44,6 +44,8 @@ class ConfigurableLoss(NetworkOwner):
     default_value_estimator = ValueEstimators.TD0
     SUPPORTED_VALUE_ESTIMATORS = tuple(ESTIMATORS)
     all_out_keys: ClassVar[tuple[str, ...]] = ()
+    further_out_keys: ClassVar[tuple[str, ...]] = ()
+    """Metrics that the terms give and ``select_out_keys`` accepts, and that are no outputs otherwise."""
     extra_keys: Sequence[NestedKey] = ()
     """Entries that a step reads with ``batch.get``, beside those that the networks read."""
     use_prioritized_weights: str | bool = "auto"
@@ -65,8 +67,9 @@ class ConfigurableLoss(NetworkOwner):
         accepted = [field.name for field in fields(self._AcceptedKeys)]
         for name, value in kwargs.items():
             checks.choice("a name given to set_keys", name, accepted)
-            value = getattr(self.default_keys(), name) if value is None else value
-            setattr(self.tensor_keys, name, checks.nested_key(f"set_keys({name}=...)", value))
+            default = getattr(self.default_keys(), name)
+            value = default if value is None else checks.nested_key(f"set_keys({name}=...)", value)
+            setattr(self.tensor_keys, name, value)
         self._wire()
 
     def _wire(self) -> None:
@@ -96,11 +99,15 @@ class ConfigurableLoss(NetworkOwner):
     def select_out_keys(self: Self, *out_keys: str) -> Self:
         """Keep only these outputs, in this order; ``reset_out_keys()`` brings all back.
 
+        Beside those of ``out_keys_source`` there are ``"actor_saturation"`` and ``"target_saturation"``, where the loss
+        knows the action's bounds: the share of what actor and target actor write that lies within 1 % of half the range
+        of a bound, or beyond.
+
         Raises:
             ValueError: if one of them is not an output of the loss.
         """
         for key in out_keys:
-            checks.choice("an output key", key, self.all_out_keys)
+            checks.choice("an output key", key, (*self.all_out_keys, *self.further_out_keys))
         self._selected_out_keys = tuple(out_keys)
         return self
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from torchrl_ddpg import checks, functional
 from torchrl_ddpg.batch import Batch
-from torchrl_ddpg.checks import BatchError
-from torchrl_ddpg.losses.clipped_double_q import ClippedDoubleQLoss
+from torchrl_ddpg.losses.behaviour_cloning import BehaviourCloningLoss
 
 
-class TD3BCLoss(ClippedDoubleQLoss):
+class TD3BCLoss(BehaviourCloningLoss):
     r"""TD3+BC, offline: :math:`L_\mu = \frac1N \sum \left[\overline{(\mu(s) - a)^2} - \lambda Q_1(s, \mu(s))\right]`.
 
     :math:`\lambda = \alpha / \overline{|Q_1|}`, over the samples that count and without gradient, makes the weight of
@@ -27,6 +26,8 @@ class TD3BCLoss(ClippedDoubleQLoss):
             a list of ``num_qvalue_nets`` of them. A single one keeps its parameters and is the first critic; the
             others are copies that its layers' own ``reset_parameters`` initialise anew. All are trained.
         alpha: :math:`\alpha`, weight of the value against the imitation, above 0 (2.5).
+        imitation_units: units of the distance between actions: ``"action"`` (default), the environment's, as in
+            TorchRL, or ``"half_range"`` of the action, in which actions lie between -1 and 1, as in the paper.
         **options: all those of :class:`TD3Loss`, with the same defaults, such as ``action_spec`` or ``bounds``.
 
     Raises:
@@ -49,40 +50,21 @@ class TD3BCLoss(ClippedDoubleQLoss):
         ['loss_actor', 'loss_qvalue', 'bc_loss', 'lmbd']
     """
 
-    all_out_keys = (
-        "loss_actor",
-        "loss_qvalue",
-        "bc_loss",
-        "lmbd",
-        "pred_value",
-        "state_action_value_actor",
-        "next_state_value",
-        "target_value",
-    )
-
     def __init__(
         self,
         actor_network: TensorDictModuleBase,
         qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         *,
         alpha: float = 2.5,
+        imitation_units: str = "action",
         **options: Any,
     ) -> None:
-        super().__init__(actor_network, qvalue_network, **options)
+        super().__init__(actor_network, qvalue_network, imitation_units=imitation_units, **options)
         self.alpha = checks.finite("alpha", alpha, above=0)
-        self.extra_keys = self.action_keys[:1]  # to imitate
-        self._wire()
 
     def actor_sample_losses(self, value: Tensor, action: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The value of the actor's action, scaled, against its distance to the batch's."""
-        taken = batch.get(self.action_keys[0])
-        if taken.shape != action.shape:
-            raise BatchError(
-                f"{self.action_keys[0]!r} has shape {list(taken.shape)} in the batch, the actor writes "
-                f"{list(action.shape)}; accepted: one shape."
-            )
+        pair = self.comparable(action, self.action_keys[0], "the action to imitate", batch)
         value = batch.samples(value)
-        loss, imitation, lmbda = functional.behaviour_cloning_loss(
-            value, action, taken.to(action.dtype), self.alpha, batch.mask_like(value)
-        )
+        loss, imitation, lmbda = functional.behaviour_cloning_loss(value, *pair, self.alpha, batch.mask_like(value))
         return loss, {"bc_loss": imitation, "lmbd": lmbda}
