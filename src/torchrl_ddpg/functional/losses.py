@@ -12,7 +12,9 @@ LOSS_FUNCTIONS = {
     "l2": nn.functional.mse_loss,
     "smooth_l1": nn.functional.smooth_l1_loss,
 }
+"""The distances that ``loss_function`` names, as PyTorch's functions of prediction and target."""
 REDUCTIONS = ("none", "mean", "sum")
+"""What ``reduction`` accepts: losses per sample, their mean, their sum."""
 
 
 def value_loss(prediction: Tensor, target: Tensor, loss_function: str = "l2") -> Tensor:

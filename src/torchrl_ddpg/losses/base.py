@@ -32,7 +32,7 @@ class Term(NamedTuple):
     """What a term makes: the reduced loss, metrics without gradient, and for the critic's the priority, ``[*B]``."""
 
     loss: Tensor
-    metrics: Report
+    metrics: dict[str, Tensor]
     priority: Tensor | None = None
 
 
@@ -287,7 +287,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             batch: what else to read.
 
         Returns:
-            The target, and metrics: per-sample values ``[*B]`` or ``[*B, 1]`` that are averaged, or scalars.
+            The target, and metrics, which are per-sample values ``[*B]`` or ``[*B, 1]`` that are averaged, or scalars.
         """
         self._check_value(next_value, transition.reward)
         return self._estimator.targets(batch, transition, next_value), {}
