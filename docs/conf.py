@@ -60,12 +60,14 @@ sphinx_gallery_conf = {
     "only_warn_on_example_error": False,
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,  # its page asks other hosts
     "show_signature": False,
     "remove_config_comments": True,
     "plot_gallery": True,
 }
 
 html_theme = "furo"
+html_favicon = "_static/favicon.svg"
 html_title = f"torchrl-ddpg {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -79,6 +81,7 @@ autosummary_ignore_module_all = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 napoleon_google_docstring = True

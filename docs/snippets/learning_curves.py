@@ -1,7 +1,7 @@
-"""The learning curves of the algorithms' pages: Pendulum-v1, five seeds each, every seed and the median drawn.
+"""Learning curves of the algorithms on Pendulum-v1: every seed, and the median.
 
-``python docs/snippets/learning_curves.py`` trains and writes learning_curves.csv beside this file (about an hour on one
-core); ``--draw`` draws the figures again from that file.
+``python docs/snippets/learning_curves.py`` trains (half an hour on one core) and writes
+learning_curves.csv beside this file; ``--draw`` draws the figures again from that file.
 """
 
 import csv
@@ -29,18 +29,22 @@ SPEC = Bounded(-2.0, 2.0, (1,))
 
 
 def make_update(name: str) -> UpdateStep:
-    """Networks of two layers of 64 units, Adam with 1e-3, tau 0.005, gamma 0.99; all else is the loss's default."""
+    """Two layers of 64 units, Adam with 1e-3, tau 0.005; all else is the loss's default."""
     sizes = {"num_cells": [64, 64], "activation_class": nn.ReLU}
     network = TensorDictModule(MLP(3, 1, **sizes), in_keys=["observation"], out_keys=["action"])
     actor = TensorDictSequential(network, TanhModule(in_keys=["action"], spec=SPEC))
-    critic = ValueOperator(MLP(4, 51 if name == "d4pg" else 1, **sizes), in_keys=["observation", "action"])
+    critic = ValueOperator(
+        MLP(4, 51 if name == "d4pg" else 1, **sizes), in_keys=["observation", "action"]
+    )
     losses = {"ddpg": DDPGLoss, "td3": TD3Loss, "td3_bc": TD3BCLoss, "d4pg": D4PGLoss}
     options = {"v_min": -163.0, "v_max": 0.0} if name == "d4pg" else {}
     loss = losses[name](actor, critic, action_spec=SPEC, **options)
     return UpdateStep(
         loss,
         actor_optimizer=torch.optim.Adam(loss.actor_network_params.parameters(), lr=1e-3),
-        critic_optimizer=torch.optim.Adam(getattr(loss, f"{loss.critic_name}_params").parameters(), lr=1e-3),
+        critic_optimizer=torch.optim.Adam(
+            getattr(loss, f"{loss.critic_name}_params").parameters(), lr=1e-3
+        ),
         target_updater=SoftUpdate(loss, tau=0.005),
         policy_delay=2 if name.startswith("td3") else 1,
         record_operators=True,
@@ -50,7 +54,9 @@ def make_update(name: str) -> UpdateStep:
 @torch.no_grad()
 def act(update: UpdateStep, observation: torch.Tensor) -> torch.Tensor:
     """The actor's deterministic actions."""
-    return update.loss.actor_network(TensorDict({"observation": observation}, observation.shape[:-1]))["action"]
+    return update.loss.actor_network(
+        TensorDict({"observation": observation}, observation.shape[:-1])
+    )["action"]
 
 
 def evaluate(update: UpdateStep) -> float:
@@ -63,7 +69,9 @@ def evaluate(update: UpdateStep) -> float:
     return float(total)
 
 
-def train(name: str, seed: int, data: TensorDict | None = None) -> tuple[list[tuple[int, float]], TensorDict]:
+def train(
+    name: str, seed: int, data: TensorDict | None = None
+) -> tuple[list[tuple[int, float]], TensorDict]:
     """One update for each step of the environment, or without an environment from ``data`` alone."""
     torch.manual_seed(seed)
     update, curve = make_update(name), []
@@ -76,12 +84,25 @@ def train(name: str, seed: int, data: TensorDict | None = None) -> tuple[list[tu
         if step % 1_000 == 0:
             curve.append((step, evaluate(update)))
         if data is None:
-            explore = torch.rand(1) * 4 - 2 if step < WARM_UP else act(update, observation) + 0.2 * torch.randn(1)
+            explore = (
+                torch.rand(1) * 4 - 2
+                if step < WARM_UP
+                else act(update, observation) + 0.2 * torch.randn(1)
+            )
             action = explore.clamp(-2, 2)
             following, reward, terminated, truncated, _ = env.step(action.numpy())
-            flags = {"done": torch.tensor([terminated or truncated]), "terminated": torch.tensor([terminated])}
-            later = {"observation": torch.as_tensor(following), "reward": torch.tensor([SCALE * reward]).float(), **flags}
-            replay.add(TensorDict({"observation": observation, "action": action, "next": later}, []))
+            flags = {
+                "done": torch.tensor([terminated or truncated]),
+                "terminated": torch.tensor([terminated]),
+            }
+            later = {
+                "observation": torch.as_tensor(following),
+                "reward": torch.tensor([SCALE * reward]).float(),
+                **flags,
+            }
+            replay.add(
+                TensorDict({"observation": observation, "action": action, "next": later}, [])
+            )
             observation = torch.as_tensor(env.reset()[0] if truncated else following)
         if data is not None or step >= WARM_UP:
             update(replay.sample())
@@ -110,7 +131,12 @@ def draw() -> None:
         curves[row["algorithm"]][int(row["seed"])].append((int(row["step"]), float(row["return"])))
     FIGURES.mkdir(parents=True, exist_ok=True)
     grey = "#808080"
-    plt.rcParams |= {"svg.hashsalt": "curves", "text.color": grey, "axes.edgecolor": grey, "axes.labelcolor": grey}
+    plt.rcParams |= {
+        "svg.hashsalt": "curves",
+        "text.color": grey,
+        "axes.edgecolor": grey,
+        "axes.labelcolor": grey,
+    }
     plt.rcParams |= {"xtick.color": grey, "ytick.color": grey, "font.size": 11}
     for name, seeds in curves.items():
         figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
@@ -118,13 +144,20 @@ def draw() -> None:
             axes.plot(*zip(*curve, strict=True), color="#5b9bd5", alpha=0.45, linewidth=1)
         steps = [step for step, _ in next(iter(seeds.values()))]
         middle = [median(value for _, value in at) for at in zip(*seeds.values(), strict=True)]
-        axes.plot(steps, middle, color="#2f7fd1", linewidth=2.5, label=f"median of {len(seeds)} seeds")
-        axes.set(xlabel="updates" if name == "td3_bc" else "steps of the environment", ylabel="return", title=TITLES[name])
+        axes.plot(
+            steps, middle, color="#2f7fd1", linewidth=2.5, label=f"median of {len(seeds)} seeds"
+        )
+        axes.set(
+            xlabel="updates" if name == "td3_bc" else "steps of the environment",
+            ylabel="return",
+            title=TITLES[name],
+        )
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")
         figure.savefig(FIGURES / f"{name}.svg", transparent=True, metadata={"Date": None})
         plt.close(figure)
-        print(f"{name}: median {middle[-1]:.0f} after {steps[-1]}, all {sorted(round(c[-1][1]) for c in seeds.values())}")
+        last = sorted(round(curve[-1][1]) for curve in seeds.values())
+        print(f"{name}: median {middle[-1]:.0f} after {steps[-1]}, all {last}")
 
 
 if __name__ == "__main__":
