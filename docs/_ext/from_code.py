@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -102,10 +102,9 @@ def find_source(app: Sphinx, modname: str) -> tuple[str, dict] | None:
     return analyzer.code, tags
 
 
-def document_data(
-    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
-) -> None:
-    """Take a constant's docstring from the module that defines it; elsewhere it shows that of its type."""
+def document_data(app: Sphinx, what: str, name: str, *others: Any) -> None:
+    """Take a constant's docstring from the module that defines it, not from its type."""
+    lines = others[-1]
     if what != "data":
         return
     for module in [module for module in sys.modules if module.startswith("torchrl_ddpg.")]:

@@ -55,7 +55,7 @@ def _public(method: Callable) -> Callable:
 
 
 class DeterministicPolicyLoss(ConfigurableLoss):
-    """What a loss for an actor with deterministic actions and its critics shares; not a loss by itself.
+    """The base class of losses for an actor with deterministic actions and its critics; not a loss by itself.
 
     A subclass sets ``critic_name``, ``critic_loss_key`` and ``all_out_keys``, and overrides the steps that its paper
     changes: :meth:`bound_target_action`, :meth:`next_state_value`, :meth:`critic_target`,

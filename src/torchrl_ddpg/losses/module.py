@@ -66,7 +66,7 @@ class _LossClass(type(LossModule)):  # type: ignore[misc]
     @property
     def __signature__(cls) -> inspect.Signature:
         """The constructor's, which ``help`` and editors show; without it they show that of ``__call__`` below."""
-        signature = inspect.signature(cls.__init__, eval_str=True)
+        signature = inspect.signature(cls.__init__, eval_str=True)  # type: ignore[misc]
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
