@@ -22,7 +22,9 @@ class QuantileLoss(DeterministicPolicyLoss):
 
     def critic_target(self, next_value, transition, batch):
         """Each of the next state's quantiles, discounted and shifted by the reward."""
-        discount = functional.discount(self.value_estimator.gamma, transition.terminated, transition.steps)
+        discount = functional.discount(
+            self.value_estimator.gamma, transition.terminated, transition.steps
+        )
         return transition.reward + discount * next_value, {}
 
     def critic_sample_losses(self, prediction, target):
@@ -53,7 +55,12 @@ class RandomEnsembleLoss(DeterministicPolicyLoss):
     all_out_keys = ("loss_actor", "loss_qvalue", "pred_value", "target_value")
 
     def __init__(self, actor_network, qvalue_network, *, num_qvalue_nets=5, subset=2, **options):
-        super().__init__(actor_network, qvalue_network, num_critics=("num_qvalue_nets", num_qvalue_nets), **options)
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            num_critics=("num_qvalue_nets", num_qvalue_nets),
+            **options,
+        )
         self.subset, self.actor_critics = subset, range(num_qvalue_nets)
 
     def next_state_value(self, values, action, batch):

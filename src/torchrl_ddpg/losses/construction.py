@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -52,6 +53,12 @@ class LossClass(type(LossModule)):  # type: ignore[misc]
                 delattr(cls, method)
             elif ours:
                 setattr(cls, method, attributes[method])
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The constructor's, which ``help`` and editors show; without it they show that of ``__call__`` below."""
+        signature = inspect.signature(cls.__init__, eval_str=True)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Build the loss."""
