@@ -1,7 +1,10 @@
 """Sphinx configuration."""
 
+import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "torchrl-ddpg"
 author = copyright = "The torchrl-ddpg developers"
@@ -44,6 +47,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r".*",  # every tutorial runs
     "ignore_pattern": r"__init__\.py",
     "within_subsection_order": "FileNameSortKey",
+    "reset_modules": ("matplotlib", "plot_style.neutral"),
     "abort_on_example_error": True,
     "only_warn_on_example_error": False,
     "download_all_examples": False,
