@@ -443,7 +443,7 @@ left.axhline(untrained_return, ls="--", color="gray", label="before training")
 left.set(xlabel="frames", ylabel="return of an episode")
 left.legend()
 right.plot(*zip(*values, strict=True))
-right.set(xlabel="frames", ylabel="mean value that the critic predicts (scaled reward)")
+right.set(xlabel="frames", ylabel="mean predicted value (scaled reward)")
 plt.show()
 
 # %%
@@ -459,11 +459,17 @@ for reward in run["next", "reward"].squeeze(-1).flip(0):
     returns.append(following)
 returns = torch.stack(returns).flip(0)
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-left.plot(run["state_action_value"].squeeze(-1)[:120].numpy(), label="predicted by the critic")
-left.plot(returns[:120].numpy(), label="what followed")
-left.set(xlabel="step of the episode", ylabel="discounted return (scaled reward)")
-left.legend()
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+axes.plot(run["state_action_value"].squeeze(-1)[:120].numpy(), label="predicted by the critic")
+axes.plot(returns[:120].numpy(), label="what followed")
+axes.set(xlabel="step of the episode", ylabel="discounted return (scaled reward)")
+axes.legend()
+plt.show()
+
+# %%
+# The two should have the same shape. The critic is best where the policy spends most of its time, with the pole
+# upright, and less exact on the swing up, which it sees less often. (A prediction above 0 is surely wrong: no reward
+# here is positive.) A gap that *grows* during training would be a reason to worry.
 
 # %%
 # And the policy itself, for every angle (0 is upright) and speed. The observation must be normalised as in training.
@@ -472,9 +478,10 @@ angle, speed = torch.meshgrid(torch.linspace(-3.14, 3.14, 101), torch.linspace(-
 observation = (torch.stack([angle.cos(), angle.sin(), speed], -1) - mean) / deviation
 with torch.no_grad():
     torque = actor(TensorDict({"observation": observation}, batch_size=[101, 101]))["action"].squeeze(-1)
-image = right.pcolormesh(angle.numpy(), speed.numpy(), torque.numpy(), cmap="coolwarm", shading="nearest")
-right.set(xlabel="angle", ylabel="angular speed")
-figure.colorbar(image, ax=right, label="torque")
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+image = axes.pcolormesh(angle.numpy(), speed.numpy(), torque.numpy(), cmap="coolwarm", shading="nearest")
+axes.set(xlabel="angle", ylabel="angular speed")
+figure.colorbar(image, label="torque")
 plt.show()
 
 # %%
