@@ -9,9 +9,14 @@ HOWTO = Path(__file__).parent.parent / "docs" / "howto"
 PAGES = sorted(path.stem for path in HOWTO.glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{category}") for category in ("DeprecationWarning", "FutureWarning")
-]
+# What TorchRL says about its own parts; a warning of this library is an error here as elsewhere.
+THEIRS = (
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:DDPGTrainer is an experimental:UserWarning",
+    "ignore:.*hook stage will be replaced:UserWarning",
+)
+pytestmark = [pytest.mark.filterwarnings(theirs) for theirs in THEIRS]
 
 
 def run(page, namespace):
