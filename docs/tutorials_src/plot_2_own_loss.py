@@ -49,43 +49,10 @@ torch.set_num_threads(1)
 #    CRITIC   critics -> CRITIC_SAMPLE_LOSSES(prediction, target) -> weights, mask, mean -> the critic's loss
 #    ACTOR    actor -> critics -> ACTOR_VALUE -> ACTOR_SAMPLE_LOSSES -> mask, mean -> the actor's loss
 #
-# .. list-table::
-#    :header-rows: 1
-#
-#    * - step
-#      - gets
-#      - gives
-#      - by default
-#    * - ``bound_target_action``
-#      - the target actor's action ``[*B, A]``
-#      - the action that the target critics see
-#      - clamped to ``action_spec`` or ``bounds``
-#    * - ``next_state_value``
-#      - one value ``[*B, K]`` per target critic, the action, the batch
-#      - one value ``[*B, K]``
-#      - the first critic's
-#    * - ``critic_target``
-#      - that value, 0 where the episode ended; reward, flags, steps; the batch
-#      - the target, and metrics
-#      - what the value estimator makes of it
-#    * - ``critic_sample_losses``
-#      - one critic's prediction ``[*B, K]``, the target
-#      - losses ``[*B]`` or ``[*B, 1]``
-#      - ``loss_function``
-#    * - ``expected_value``, ``expected_target``
-#      - a critic's output; a target
-#      - the value ``[*B, 1]`` that it stands for
-#      - itself
-#    * - ``actor_value``
-#      - one value per critic in ``actor_critics``
-#      - the value that the actor raises
-#      - the first critic's
-#    * - ``actor_sample_losses``
-#      - that value, the action, the batch
-#      - losses, and metrics
-#      - ``-value``
-#
-# ``*B`` is the batch size, ``A`` the size of the action and ``K`` what your critic writes: 1 for a value.
+# Each step gets and gives plain tensors. For a batch of size ``*B``, an action is ``[*B, A]`` and what a critic
+# writes is ``[*B, K]``, with ``K`` 1 for a value. By default the target action is clamped to its range, the first
+# critic counts, the value estimator makes the target, ``loss_function`` compares, and the actor's loss is ``-value``.
+# :doc:`/own_loss` has the table of all steps.
 
 # %%
 # The smallest loss
