@@ -20,9 +20,7 @@ def neutral(gallery_conf: Any, fname: str) -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.prop_cycle": mpl.cycler(color=["#3b8bd0", "#e07b39", "#2f9e69", "#b565c4"]),
-            **dict.fromkeys(
-                ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor"),
-                INK,
-            ),
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
+            **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), INK),
         }
     )

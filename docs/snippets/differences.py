@@ -1,4 +1,4 @@
-"""Each function shows one place where TorchRL's DDPGLoss and this library's part ways, and prints both results.
+"""Each function shows one difference from TorchRL's losses and prints both results.
 
 Run all of them with ``python docs/snippets/differences.py``, or some of them by name.
 """
@@ -15,7 +15,14 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import MLP, GRUModule, ProbabilisticActor, TanhNormal, ValueOperator, set_recurrent_mode
+from torchrl.modules import (
+    MLP,
+    GRUModule,
+    ProbabilisticActor,
+    TanhNormal,
+    ValueOperator,
+    set_recurrent_mode,
+)
 from torchrl.objectives import ValueEstimators
 from torchrl.objectives.value import TD0Estimator
 
@@ -27,7 +34,9 @@ SIDES = {"TorchRL": torchrl.objectives, "here": torchrl_ddpg}
 def make_networks(critic_in_keys=("observation", "action"), critic_width=5):
     """Return an actor and a critic, the same ones at every call."""
     torch.manual_seed(0)
-    actor = TensorDictModule(MLP(3, 2, num_cells=[16]), in_keys=["observation"], out_keys=["action"])
+    actor = TensorDictModule(
+        MLP(3, 2, num_cells=[16]), in_keys=["observation"], out_keys=["action"]
+    )
     return actor, ValueOperator(MLP(critic_width, 1, num_cells=[16]), in_keys=list(critic_in_keys))
 
 
@@ -59,7 +68,11 @@ def value_loss(loss, batch):
 
 def first_target(loss):
     """Return the first number of the target critic."""
-    return next(t for name, t in loss.named_buffers() if name.startswith("target_value")).flatten()[0].item()
+    return (
+        next(t for name, t in loss.named_buffers() if name.startswith("target_value"))
+        .flatten()[0]
+        .item()
+    )
 
 
 def outcome(call, *args, **kwargs):
@@ -72,11 +85,15 @@ def outcome(call, *args, **kwargs):
 
 def show(side, text):
     """Print a result behind the name of the library."""
-    print(textwrap.fill(f"{side + ':':9}{text}", 100, subsequent_indent=" " * 9, break_long_words=False))
+    print(
+        textwrap.fill(
+            f"{side + ':':9}{text}", 100, subsequent_indent=" " * 9, break_long_words=False
+        )
+    )
 
 
 def torchrl_defaults():
-    """What it takes to get TorchRL's results: delayed target, priority and weights as TorchRL has them."""
+    """The settings that give TorchRL's results."""
     for side, library in SIDES.items():
         batch = make_batch(8)
         batch["priority_weight"] = torch.rand(8)
@@ -108,7 +125,10 @@ def networks_after_an_exception():
         actor, critic = make_networks()
         loss = make_loss(library, (actor, critic))
         outcome(loss, make_batch(8).exclude(("next", "observation")))
-        show(side, f"parameters left: actor {len(list(actor.parameters()))}, critic {len(list(critic.parameters()))}")
+        show(
+            side,
+            f"parameters left: actor {len([*actor.parameters()])}, critic {len([*critic.parameters()])}",
+        )
 
 
 class InterruptedCritic(nn.Module):
@@ -145,7 +165,11 @@ def loaded_targets():
     """A checkpoint whose targets are 7 is loaded, then the updater is built."""
     for side, library in SIDES.items():
         loss = make_loss(library)
-        checkpoint = {key: torch.full_like(value, 7.0) for key, value in loss.state_dict().items() if "target" in key}
+        checkpoint = {
+            key: torch.full_like(value, 7.0)
+            for key, value in loss.state_dict().items()
+            if "target" in key
+        }
         loss.load_state_dict(checkpoint, strict=False)
         library.SoftUpdate(loss, tau=0.005)
         show(side, f"target after SoftUpdate(loss): {first_target(loss):.2f}")
@@ -172,7 +196,10 @@ def returns_over_unrelated_steps():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             target = compute_targets(loss, make_batch(64)).mean()
-        show(side, f"mean target {target:.1f}; warnings: {[str(warning.message) for warning in caught]}")
+        show(
+            side,
+            f"mean target {target:.1f}; warnings: {[str(warning.message) for warning in caught]}",
+        )
     strict = make_loss(torchrl_ddpg).make_value_estimator("td_lambda", on_unordered="raise")
     show("here", f'with on_unordered="raise": {outcome(strict, make_batch(64))}')
 
@@ -195,11 +222,17 @@ def parameters_set_by_hand():
             loss.loss_actor(batch)
             parameters = list(networks[1].parameters())
             if way == "vector_to_parameters":
-                nn.utils.vector_to_parameters(torch.zeros(sum(p.numel() for p in parameters)), parameters)
+                nn.utils.vector_to_parameters(
+                    torch.zeros(sum(p.numel() for p in parameters)), parameters
+                )
             else:
                 for parameter in parameters:
                     parameter.data = torch.zeros_like(parameter)
-            show(side, f"{way}: the actor's loss under a critic that is 0 everywhere: {loss.loss_actor(batch)[0]:.3f}")
+            show(
+                side,
+                f"{way}: the actor's loss under a critic that is 0 everywhere: "
+                f"{loss.loss_actor(batch)[0]:.3f}",
+            )
 
 
 def batch_norm_statistics():
@@ -229,10 +262,17 @@ def unfrozen_parameters():
 
 
 def recurrent_actor():
-    """One row holds two episodes; the first one's observations are changed. What do the second one's targets do?"""
+    """One row holds two episodes. Do the second one's targets depend on the first one?"""
     torch.manual_seed(0)
-    gru = GRUModule(input_size=3, hidden_size=8, in_keys=["observation", "h", "is_init"], out_keys=["x", ("next", "h")])
-    actor = TensorDictSequential(gru, TensorDictModule(nn.Linear(8, 2), in_keys=["x"], out_keys=["action"]))
+    gru = GRUModule(
+        input_size=3,
+        hidden_size=8,
+        in_keys=["observation", "h", "is_init"],
+        out_keys=["x", ("next", "h")],
+    )
+    actor = TensorDictSequential(
+        gru, TensorDictModule(nn.Linear(8, 2), in_keys=["x"], out_keys=["action"])
+    )
     batch = make_batch(1, 6)
     batch["is_init"] = torch.tensor([True, False, False, True, False, False]).reshape(1, 6, 1)
     batch["next", "is_init"] = torch.zeros(1, 6, 1, dtype=torch.bool)
@@ -263,7 +303,7 @@ def terms_called_alone():
 
 
 def hard_update_interval():
-    """With an interval of 2, at which of eight calls are the targets copied? And what intervals are accepted?"""
+    """At which of eight calls does an interval of 2 copy? Which intervals are accepted?"""
     for side, library in SIDES.items():
         networks = make_networks()
         loss = make_loss(library, networks)
@@ -275,12 +315,16 @@ def hard_update_interval():
             copied += [call] if first_target(loss) == call else []
         show(side, f"copied at calls {copied}")
         for interval in (0, -1, 1.5):
-            refused = outcome(library.HardUpdate, make_loss(library), value_network_update_interval=interval)
-            show(side, f"interval {interval}: {refused if isinstance(refused, str) else 'accepted'}")
+            refused = outcome(
+                library.HardUpdate, make_loss(library), value_network_update_interval=interval
+            )
+            show(
+                side, f"interval {interval}: {refused if isinstance(refused, str) else 'accepted'}"
+            )
 
 
 def copied_updater():
-    """Loss and updater are deep-copied together; the copied networks become 5 and the copied updater steps."""
+    """Loss and updater are copied; the copied networks become 5; the copied updater steps."""
     for side, library in SIDES.items():
         loss = make_loss(library)
         loss, updater = copy.deepcopy((loss, library.SoftUpdate(loss, tau=1.0)))
@@ -312,11 +356,14 @@ def ends_of_lambda():
         for gamma, lmbda in ((0.99, 0.0), (0.0, 0.9)):
             loss = make_loss(library)
             loss.make_value_estimator(ValueEstimators.TDLambda, gamma=gamma, lmbda=lmbda)
-            show(side, f"gamma {gamma}, lambda {lmbda}: loss_value {outcome(value_loss, loss, batch)}")
+            show(
+                side,
+                f"gamma {gamma}, lambda {lmbda}: loss_value {outcome(value_loss, loss, batch)}",
+            )
 
 
 def goal_for_the_critic():
-    """The critic reads a goal that the actor does not; it is constant over a step, so only the root holds it."""
+    """The critic reads a goal, which is constant over a step, so only the root holds it."""
     batch = make_batch(8)
     batch["goal"] = torch.randn(8, 4)
     for side, library in SIDES.items():
@@ -334,14 +381,17 @@ def selected_outputs():
 
 
 def misnamed_entries():
-    """Terminal transitions with reward 1, so the target is 1; the batch has another name for an entry."""
+    """Terminal steps with reward 1, so the target is 1; one entry has another name."""
     for side, library in SIDES.items():
         for key, misnamed in (("reward", "rewards"), ("terminated", "is_terminal")):
             batch = make_batch(8, terminated=True)
             batch["next", "done"].fill_(False)
             batch.rename_key_(("next", key), ("next", misnamed))
             target = outcome(compute_targets, make_loss(library), batch)
-            show(side, f"no {key!r}: {target if isinstance(target, str) else f'target {target.mean():.2f}'}")
+            show(
+                side,
+                f"no {key!r}: {target if isinstance(target, str) else f'target {target.mean():.2f}'}",
+            )
 
 
 def reward_without_last_dimension():
@@ -354,13 +404,15 @@ def reward_without_last_dimension():
 
 
 def estimator_and_keys():
-    """What make_value_estimator returns, and what an estimator class makes of keys that were set before."""
+    """What make_value_estimator returns; does a class get keys that were set before?"""
     batch = make_batch(8)
     batch.rename_key_(("next", "reward"), ("next", "r"))
     for side, library in SIDES.items():
         loss = make_loss(library)
         loss.set_keys(reward="r")
-        show(side, f"an enum returns {type(loss.make_value_estimator(ValueEstimators.TD0)).__name__}")
+        show(
+            side, f"an enum returns {type(loss.make_value_estimator(ValueEstimators.TD0)).__name__}"
+        )
         loss.make_value_estimator(TD0Estimator, gamma=0.99, value_network=loss.actor_critic)
         show(side, f"a class: loss_value {outcome(value_loss, loss, batch)}")
 
@@ -370,7 +422,10 @@ def select_the_in_keys():
     for side, library in SIDES.items():
         loss, batch = make_loss(library), make_batch(8)
         selected = outcome(batch.select, *loss.in_keys)
-        show(side, selected if isinstance(selected, str) else f"loss_value {value_loss(loss, selected)}")
+        show(
+            side,
+            selected if isinstance(selected, str) else f"loss_value {value_loss(loss, selected)}",
+        )
 
 
 def priorities():
@@ -378,17 +433,22 @@ def priorities():
     for side, library in SIDES.items():
         loss, batch = make_loss(library, reduction="none"), make_batch(8)
         error = loss(batch)["loss_value"].sqrt()
-        show(side, f"mean |td_error| {error.mean():.3f}, mean priority {batch['td_error'].mean():.3f}")
+        show(
+            side,
+            f"mean |td_error| {error.mean():.3f}, mean priority {batch['td_error'].mean():.3f}",
+        )
 
 
 def importance_weights():
-    """All weights of a batch are 0.1, or 0; weights [B, 1]; weights under a nested key; weights demanded and absent."""
+    """Weights of 0.1, of 0, of shape [B, 1], under a nested key, and demanded but absent."""
     for side, library in SIDES.items():
         loss, batch = make_loss(library), make_batch(8)
         plain = loss(batch)
         for weight in (0.1, 0.0):
             out = loss(batch.clone().set("priority_weight", torch.full((8,), weight)))
-            ratios = [f"{name} x {out[name] / plain[name]:.2f}" for name in ("loss_value", "loss_actor")]
+            ratios = [
+                f"{name} x {out[name] / plain[name]:.2f}" for name in ("loss_value", "loss_actor")
+            ]
             show(side, f"all {weight}: {', '.join(ratios)}")
         column = batch.clone().set("priority_weight", torch.full((8, 1), 0.1))
         show(side, f"[B, 1]: loss_value {outcome(value_loss, loss, column)}")
@@ -419,7 +479,7 @@ def steps_under_next():
 
 
 def two_gammas():
-    """The replay buffer summed three rewards with gamma 0.99 and says so in its "gamma" entry; the loss has 0.9."""
+    """The replay buffer summed three rewards with gamma 0.99; the loss has 0.9."""
     batch = make_batch(8)
     batch["gamma"], batch["steps_to_next_obs"] = torch.full((8, 1), 0.99**3), torch.full((8, 1), 3)
     for side, library in SIDES.items():
@@ -448,7 +508,9 @@ def target_action_in_range():
         actor = TensorDictModule(LoudActor(), in_keys=["observation"], out_keys=["action"])
         seen = []
         critic = make_networks()[1]
-        critic.module.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[1].max().item()))
+        critic.module.register_forward_pre_hook(
+            lambda module, inputs, seen=seen: seen.append(inputs[1].max().item())
+        )
         options = {"action_spec": spec} if side == "here" else {}
         make_loss(library, (actor, critic), **options).loss_value(make_batch(8))
         show(side, f"largest action that the critic is asked about: {max(seen):.1f}")
@@ -479,7 +541,9 @@ def locked_batches():
 def lazy_networks():
     """The critic has a lazy layer that has not seen data."""
     for side, library in SIDES.items():
-        critic = ValueOperator(MLP(out_features=1, num_cells=[16]), in_keys=["observation", "action"])
+        critic = ValueOperator(
+            MLP(out_features=1, num_cells=[16]), in_keys=["observation", "action"]
+        )
         loss = outcome(make_loss, library, (make_networks()[0], critic))
         if not isinstance(loss, str):
             show(side, "the loss is built")
@@ -503,7 +567,9 @@ def updater_warnings():
 def evaluation_mode():
     """The critic has dropout; loss.eval() is called."""
     for side, library in SIDES.items():
-        critic = ValueOperator(MLP(5, 1, num_cells=[16], dropout=0.5), in_keys=["observation", "action"])
+        critic = ValueOperator(
+            MLP(5, 1, num_cells=[16], dropout=0.5), in_keys=["observation", "action"]
+        )
         make_loss(library, (make_networks()[0], critic)).eval()
         show(side, f"dropout is {'on' if critic.training else 'off'}")
 
@@ -514,7 +580,7 @@ def make_td3_loss(library, critic, limit=1.0):
 
 
 def first_critic():
-    """One critic is given to TD3Loss, which makes two of it, and a step of plain gradient descent is taken."""
+    """TD3Loss makes two critics of one, and a step of plain gradient descent is taken."""
     batch = make_batch(8)
     for side, library in SIDES.items():
         critic = make_networks()[1]
@@ -550,17 +616,22 @@ def smoothing_noise():
     """The actor says 0, so that the target action is the smoothing noise; two ranges of the action."""
     for side, library in SIDES.items():
         for limit in (1.0, 10.0):
-            critics = [ValueOperator(ActionSize(), in_keys=["observation", "action"]) for _ in range(2)]
+            critics = [
+                ValueOperator(ActionSize(), in_keys=["observation", "action"]) for _ in range(2)
+            ]
             loss = make_td3_loss(library, critics, limit)
             for name, tensor in (*loss.named_parameters(), *loss.named_buffers()):
                 if "actor_network" in name:
                     tensor.data.zero_()
             noise = loss(make_batch(1000))["next_state_value"].mean()
-            show(side, f"actions from {-limit:.0f} to {limit:.0f}: mean size of the noise {noise:.2f}")
+            show(
+                side,
+                f"actions from {-limit:.0f} to {limit:.0f}: mean size of the noise {noise:.2f}",
+            )
 
 
 def shared_encoder():
-    """Actor and critic share an encoder and only the critic's targets are delayed; the live encoder moves by 1."""
+    """The networks share an encoder, only the critic is delayed; the live encoder moves by 1."""
     for side, library in SIDES.items():
         torch.manual_seed(0)
         encoder = TensorDictModule(nn.Linear(3, 3), in_keys=["observation"], out_keys=["hidden"])
@@ -573,17 +644,33 @@ def shared_encoder():
             encoder.module.bias += 1.0
             later = make_batch(8)["next"].select("observation")
             action = networks[0](later.copy())["action"]
-            right = 1.0 + 0.99 * before(later.set("action", action))["state_action_value"].squeeze(-1)
-        show(side, f"targets off by {(compute_targets(loss, make_batch(8)) - right).abs().max():.4f}")
+            right = 1.0 + 0.99 * before(later.set("action", action))["state_action_value"].squeeze(
+                -1
+            )
+        show(
+            side, f"targets off by {(compute_targets(loss, make_batch(8)) - right).abs().max():.4f}"
+        )
 
 
 def main(names):
     """Run the functions of these names, or all of them."""
     warnings.simplefilter("ignore")
-    helpers = {make_networks, make_batch, make_loss, make_td3_loss, compute_targets, value_loss, first_target}
+    helpers = {
+        make_networks,
+        make_batch,
+        make_loss,
+        make_td3_loss,
+        compute_targets,
+        value_loss,
+        first_target,
+    }
     helpers |= {outcome, show, main}
     for name, function in list(globals().items()):
-        if type(function) is type(main) and function not in helpers and (not names or name in names):
+        if (
+            type(function) is type(main)
+            and function not in helpers
+            and (not names or name in names)
+        ):
             print(f"# {name}")
             function()
     print("# end")

@@ -2,14 +2,14 @@ r"""
 Write your own loss
 ===================
 
-Most papers on deterministic policies change one or two lines of DDPG's equations and need everything else as it was:
-target networks, masks, importance weights, priorities, metrics, checks. A subclass of
-:class:`~torchrl_ddpg.DeterministicPolicyLoss` is written the same way: you override the steps that the paper changes,
-and inherit the rest.
+Most papers on deterministic policies change one or two lines of DDPG's equations and need
+everything else as it was: target networks, masks, importance weights, priorities, metrics, checks.
+A subclass of :class:`~torchrl_ddpg.DeterministicPolicyLoss` is written the same way: you override
+the steps that the paper changes, and inherit the rest.
 
-This page writes four losses: plain DDPG (three lines), one that changes the actor's term, one that changes the
-critic's, and one with many critics. Then it trains one of them. If you have not met TorchRL yet, read
-:doc:`plot_1_ddpg` first.
+This page writes four losses: plain DDPG (three lines), one that changes the actor's term, one that
+changes the critic's, and one with many critics. Then it trains one of them. If you have not met
+TorchRL yet, read :doc:`plot_1_ddpg` first.
 """
 
 import matplotlib.pyplot as plt
@@ -45,14 +45,16 @@ torch.set_num_threads(1)
 #
 # .. code-block:: text
 #
-#    TARGET   target actor -> BOUND_TARGET_ACTION -> target critics -> NEXT_STATE_VALUE -> CRITIC_TARGET
-#    CRITIC   critics -> CRITIC_SAMPLE_LOSSES(prediction, target) -> weights, mask, mean -> the critic's loss
-#    ACTOR    actor -> critics -> ACTOR_VALUE -> ACTOR_SAMPLE_LOSSES -> mask, mean -> the actor's loss
+#    target:         target actor -> BOUND_TARGET_ACTION -> target critics
+#                    -> NEXT_STATE_VALUE -> CRITIC_TARGET
+#    critic's loss:  critics -> CRITIC_SAMPLE_LOSSES(prediction, target) -> weights, mask, mean
+#    actor's loss:   actor -> critics -> ACTOR_VALUE -> ACTOR_SAMPLE_LOSSES -> mask, mean
 #
-# Each step gets and gives plain tensors. For a batch of size ``*B``, an action is ``[*B, A]`` and what a critic
-# writes is ``[*B, K]``, with ``K`` 1 for a value. By default the target action is clamped to its range, the first
-# critic counts, the value estimator makes the target, ``loss_function`` compares, and the actor's loss is ``-value``.
-# :doc:`/own_loss` has the table of all steps.
+# Each step gets and gives plain tensors. For a batch of size ``*B``, an action is ``[*B, A]`` and
+# what a critic writes is ``[*B, K]``, with ``K`` 1 for a value. By default the target action is
+# clamped to its range, the first critic counts, the value estimator makes the target,
+# ``loss_function`` compares, and the actor's loss is ``-value``. :doc:`/own_loss` has the table of
+# all steps.
 
 # %%
 # The smallest loss
@@ -81,8 +83,16 @@ def make_critic(outputs=1):
 
 
 flag = torch.zeros(8, 1, dtype=torch.bool)
-following = {"observation": torch.randn(8, 3), "reward": torch.ones(8, 1), "done": flag, "terminated": flag}
-batch = TensorDict({"observation": torch.randn(8, 3), "action": torch.rand(8, 2), "next": following}, batch_size=[8])
+following = {
+    "observation": torch.randn(8, 3),
+    "reward": torch.ones(8, 1),
+    "done": flag,
+    "terminated": flag,
+}
+batch = TensorDict(
+    {"observation": torch.randn(8, 3), "action": torch.rand(8, 2), "next": following},
+    batch_size=[8],
+)
 
 critic = make_critic()
 plain, ddpg = PlainLoss(actor, critic), DDPGLoss(actor, critic)
@@ -94,12 +104,12 @@ print(plain(batch)["loss_value"].item(), ddpg(batch)["loss_value"].item())
 # Change the actor's term
 # -----------------------
 #
-# Actors like to run into the ends of the action's range, where ``tanh`` has no gradient left. A small price on large
-# actions keeps them away: :math:`L_\mu = \frac1N\sum\left[-Q(s, \mu(s)) + c\,\overline{\mu(s)^2}\right]`. That is one
-# step, ``actor_sample_losses``.
+# Actors like to run into the ends of the action's range, where ``tanh`` has no gradient left. A
+# small price on large actions keeps them away: :math:`L_\mu = \frac1N\sum\left[-Q(s, \mu(s)) +
+# c\,\overline{\mu(s)^2}\right]`. That is one step, ``actor_sample_losses``.
 #
-# A step may report metrics: a value per sample, which is averaged, or a scalar. Their names must be in
-# ``all_out_keys``.
+# A step may report metrics: a value per sample, which is averaged, or a scalar. Their names must be
+# in ``all_out_keys``.
 
 
 class SmallActionLoss(PlainLoss):
@@ -125,18 +135,19 @@ print({key: round(value.item(), 3) for key, value in loss(batch).items()})
 # Change the critic: quantiles
 # ----------------------------
 #
-# A critic can predict the distribution of the return in place of its mean. Quantile regression (`Dabney et al. 2018
-# <https://arxiv.org/abs/1710.10044>`_) lets it write :math:`N` numbers, the quantiles at :math:`\tau_i = (i +
-# \frac12)/N`. Every predicted quantile :math:`\theta_i` is compared with every quantile of the target :math:`y_j`; an
-# error above counts with weight :math:`\tau_i`, one below with :math:`1 - \tau_i`:
+# A critic can predict the distribution of the return in place of its mean. Quantile regression
+# (`Dabney et al. 2018 <https://arxiv.org/abs/1710.10044>`_) lets it write :math:`N` numbers, the
+# quantiles at :math:`\tau_i = (i + \frac12)/N`. Every predicted quantile :math:`\theta_i` is
+# compared with every quantile of the target :math:`y_j`; an error above counts with weight
+# :math:`\tau_i`, one below with :math:`1 - \tau_i`:
 #
 # .. math::
 #
 #    \sum_i \frac1N \sum_j \bigl|\tau_i - \mathbb{1}[y_j < \theta_i]\bigr|\; \ell(y_j - \theta_i)
 #
-# with Huber's loss for :math:`\ell`. Three steps change: the target, the comparison, and what value a vector of
-# quantiles stands for. The value estimators work on one value per state, so this loss makes its target itself, and
-# declares that it supports TD(0) only.
+# with Huber's loss for :math:`\ell`. Three steps change: the target, the comparison, and what value
+# a vector of quantiles stands for. The value estimators work on one value per state, so this loss
+# makes its target itself, and declares that it supports TD(0) only.
 
 
 class QuantileLoss(DeterministicPolicyLoss):
@@ -153,7 +164,9 @@ class QuantileLoss(DeterministicPolicyLoss):
 
     def critic_target(self, next_value, transition, batch):
         """Each of the next state's quantiles, discounted and shifted by the reward."""
-        discount = functional.discount(self.value_estimator.gamma, transition.terminated, transition.steps)
+        discount = functional.discount(
+            self.value_estimator.gamma, transition.terminated, transition.steps
+        )
         return transition.reward + discount * next_value, {}
 
     def critic_sample_losses(self, prediction, target):
@@ -179,9 +192,10 @@ print({key: round(value.item(), 3) for key, value in loss(batch).items()})
 # Many critics
 # ------------
 #
-# With ``num_critics`` the base class makes several critics out of one. This loss (the idea of `Chen et al. 2021
-# <https://arxiv.org/abs/2101.05982>`_, here with a deterministic actor) takes for the target the lowest value of a
-# random few, and lets the actor raise the mean of all. ``actor_critics`` says which critics the actor's term runs.
+# With ``num_critics`` the base class makes several critics out of one. This loss (the idea of `Chen
+# et al. 2021 <https://arxiv.org/abs/2101.05982>`_, here with a deterministic actor) takes for the
+# target the lowest value of a random few, and lets the actor raise the mean of all.
+# ``actor_critics`` says which critics the actor's term runs.
 
 
 class RandomEnsembleLoss(DeterministicPolicyLoss):
@@ -196,7 +210,12 @@ class RandomEnsembleLoss(DeterministicPolicyLoss):
     all_out_keys = ("loss_actor", "loss_qvalue", "pred_value", "target_value")
 
     def __init__(self, actor_network, qvalue_network, *, num_qvalue_nets=5, subset=2, **options):
-        super().__init__(actor_network, qvalue_network, num_critics=("num_qvalue_nets", num_qvalue_nets), **options)
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            num_critics=("num_qvalue_nets", num_qvalue_nets),
+            **options,
+        )
         self.subset, self.actor_critics = subset, range(num_qvalue_nets)
 
     def next_state_value(self, values, action, batch):
@@ -217,16 +236,18 @@ print({key: round(value.item(), 3) for key, value in loss(batch).items()})
 # What you get without writing it
 # -------------------------------
 #
-# - Samples that are masked, or lie past the end of an episode, are selected away, even where they are NaN.
-# - Importance weights, ``reduction``, and the priority for prioritised replay. The priority is the difference of
-#   ``expected_target`` and ``expected_value``.
+# - Samples that are masked, or lie past the end of an episode, are selected away, even where they
+#   are NaN.
+# - Importance weights, ``reduction``, and the priority for prioritised replay. The priority is the
+#   difference of ``expected_target`` and ``expected_value``.
 # - Checks of the batch, and messages that name your class.
 # - Each term gives a gradient to one network only.
 # - ``UpdateStep`` with ``compile=True``, ``record_operators=True`` and ``cuda_graph=True``.
 #
-# A step that needs an entry the networks do not read names it in ``extra_keys`` and gets it with ``batch.get(key)``.
-# :class:`~torchrl_ddpg.TD3BCLoss` does so with the action that was taken. The public methods of the loss
-# (``loss_actor``, ``loss_value``) can be overridden too; they take a TensorDict and give ``(loss, metrics)``.
+# A step that needs an entry the networks do not read names it in ``extra_keys`` and gets it with
+# ``batch.get(key)``. :class:`~torchrl_ddpg.TD3BCLoss` does so with the action that was taken. The
+# public methods of the loss (``loss_actor``, ``loss_value``) can be overridden too; they take a
+# TensorDict and give ``(loss, metrics)``.
 #
 # Mistakes in the class itself are reported when it is built:
 
@@ -252,7 +273,9 @@ except TypeError as error:
 
 def make_env(seed):
     """A pendulum with scaled rewards."""
-    env = TransformedEnv(GymEnv("Pendulum-v1"), Compose(RewardSum(), RewardScaling(0.0, 0.1), InitTracker()))
+    env = TransformedEnv(
+        GymEnv("Pendulum-v1"), Compose(RewardSum(), RewardScaling(0.0, 0.1), InitTracker())
+    )
     env.set_seed(seed)
     return env
 
@@ -290,11 +313,15 @@ for data in collector:
     for _ in range(data.numel() if len(buffer) >= 1_000 else 0):
         metrics = update(buffer.sample())
 collector.shutdown()
-print("returns of the first and the last episodes:", [round(value) for value in returns[:3] + returns[-3:]])
+print(
+    "returns of the first and the last episodes:",
+    [round(value) for value in returns[:3] + returns[-3:]],
+)
 
 # %%
-# The quantiles that the critic predicts along one episode, and the return that followed. The band is wide where the
-# critic is unsure, because it has seen the noisy policy do better and worse from there.
+# The quantiles that the critic predicts along one episode, and the return that followed. The band
+# is wide where the critic is unsure, because it has seen the noisy policy do better and worse from
+# there.
 
 with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
     run = critic(eval_env.rollout(max_steps=200, policy=actor))
@@ -305,7 +332,9 @@ for reward in run["next", "reward"].squeeze(-1).flip(0):
     followed.append(value.item())
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.fill_between(range(120), quantiles[:, 2], quantiles[:, -3], alpha=0.3, label="10 % to 90 % quantile")
+axes.fill_between(
+    range(120), quantiles[:, 2], quantiles[:, -3], alpha=0.3, label="10 % to 90 % quantile"
+)
 axes.plot(quantiles[:, 12], label="median")
 axes.plot(followed[::-1][:120], label="what followed")
 axes.set(xlabel="step of the episode", ylabel="discounted return (scaled reward)")
@@ -320,5 +349,5 @@ assert last > -500, f"training failed: {last}"
 print(f"mean return of the last five episodes, with noise: {last:.0f}")
 
 # %%
-# The classes of this page run through every test that this library's own losses must pass: alone, compiled, recorded,
-# with masks, with weights and with bad batches.
+# The classes of this page run through every test that this library's own losses must pass: alone,
+# compiled, recorded, with masks, with weights and with bad batches.

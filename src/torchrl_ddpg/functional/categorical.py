@@ -44,7 +44,7 @@ def categorical_td_loss(logits: Tensor, target: Tensor) -> Tensor:
     r"""Cross entropy :math:`-\sum_i m_i \log p_i` between the projected target and the predicted distribution.
 
     Args:
-        logits: the critic's, ``[*B, M]``; gradient flows to them.
+        logits: the critic's, ``[*B, M]``, without unit; gradient flows to them.
         target: :math:`m`, ``[*B, M]``, sums to 1; no gradient flows to it.
 
     Returns:

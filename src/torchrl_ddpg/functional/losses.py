@@ -12,19 +12,21 @@ LOSS_FUNCTIONS = {
     "l2": nn.functional.mse_loss,
     "smooth_l1": nn.functional.smooth_l1_loss,
 }
+"""The distances that ``loss_function`` names, as PyTorch's functions of prediction and target."""
 REDUCTIONS = ("none", "mean", "sum")
+"""What ``reduction`` accepts: losses per sample, their mean, their sum."""
 
 
 def value_loss(prediction: Tensor, target: Tensor, loss_function: str = "l2") -> Tensor:
     r"""Distance between :math:`Q(s, a)` and its target, element by element.
 
     Args:
-        prediction: :math:`Q(s, a)`, ``[*B]``; gradient flows to it.
-        target: :math:`y`, ``[*B]``; no gradient flows to it.
+        prediction: :math:`Q(s, a)`, ``[*B]``, reward units; gradient flows to it.
+        target: :math:`y`, ``[*B]``, reward units; no gradient flows to it.
         loss_function: ``"l2"`` (the paper's), ``"l1"`` or ``"smooth_l1"``.
 
     Returns:
-        ``[*B]``, not reduced.
+        ``[*B]``, not reduced, in reward units or for ``"l2"`` their squares.
 
     Raises:
         ValueError: if the shapes differ or the loss function is unknown.
@@ -51,8 +53,8 @@ def behaviour_cloning_loss(
 
     Args:
         value: :math:`Q(s, \mu(s))`, ``[*B]``, reward units.
-        action: :math:`\mu(s)`, ``[*B, A]``.
-        batch_action: the action that was taken, ``[*B, A]``.
+        action: :math:`\mu(s)`, ``[*B, A]``, in the action's units.
+        batch_action: the action that was taken, ``[*B, A]``, in the action's units.
         alpha: weight of the value against the imitation, positive.
         mask: True where a sample counts, ``[*B]``, bool.
 
@@ -129,11 +131,14 @@ def mean_and_max(name: str, values: Tensor, mask: Tensor | None = None) -> dict[
 
     Args:
         name: the first metric's name; the second is ``name + "_max"``.
-        values: ``[*B]``.
+        values: ``[*B]``, in any unit, which the metrics keep.
         mask: True where a sample counts, ``[*B]``, bool.
 
     Returns:
-        The mean and the maximum over the samples that count; NaN if there are none.
+        The mean and the maximum over the samples that count, scalars without gradient; NaN if there are none.
+
+    Raises:
+        ValueError: if ``values`` and ``mask`` differ in shape.
 
     Examples:
         >>> mean_and_max("q", torch.tensor([1.0, 3.0]))

@@ -1,4 +1,4 @@
-"""What the critic is drawn to: discounts, bootstrapped targets, target actions, errors."""
+"""Targets of the critic: discounts, bootstrapped returns, target actions, errors."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def td_lambda_target(
         discount: :math:`\gamma^n (1 - d)`, shape of ``reward``, in [0, 1].
         next_value: value of the next state under the target networks, shape of ``reward``, reward units.
         done: end of a trajectory, shape of ``reward``, bool.
-        lmbda: :math:`\lambda` in [0, 1]; 0 is TD(0), 1 is TD(1), the discounted sum of rewards up to the end.
-        time_dim: the position of T.
+        lmbda: :math:`\lambda`, a scalar in [0, 1]; 0 is TD(0), 1 is TD(1), the discounted sum of rewards up to the end.
+        time_dim: the position of T, an integer in [0, ndim).
 
     Returns:
         Shape of ``reward``, reward units, without gradient.
@@ -157,8 +157,8 @@ def smooth_target_action(
     Args:
         action: :math:`\mu'(s')`, ``[*B, A]``, in the action's units.
         noise: :math:`\epsilon \sim N(0, 1)`, ``[*B, A]``.
-        low: lowest action, broadcasts to ``[*B, A]``.
-        high: highest action, broadcasts to ``[*B, A]``.
+        low: lowest action, broadcasts to ``[*B, A]``, in the action's units.
+        high: highest action, broadcasts to ``[*B, A]``, in the action's units.
         policy_noise: :math:`\sigma`, standard deviation in units of half the range.
         noise_clip: :math:`c`, largest noise in units of half the range.
 

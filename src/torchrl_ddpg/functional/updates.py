@@ -43,7 +43,10 @@ def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
     Args:
         targets: tensors of any dtype, changed in place.
-        sources: shapes as in ``targets``.
+        sources: what is copied, of any dtype, shapes as in ``targets``.
+
+    Raises:
+        ValueError: if there are not as many targets as sources.
     """
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)

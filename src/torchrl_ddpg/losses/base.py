@@ -32,7 +32,7 @@ class Term(NamedTuple):
     """What a term makes: the reduced loss, metrics without gradient, and for the critic's the priority, ``[*B]``."""
 
     loss: Tensor
-    metrics: Report
+    metrics: dict[str, Tensor]
     priority: Tensor | None = None
 
 
@@ -55,7 +55,7 @@ def _public(method: Callable) -> Callable:
 
 
 class DeterministicPolicyLoss(ConfigurableLoss):
-    """What a loss for an actor with deterministic actions and its critics shares; not a loss by itself.
+    """The base class of losses for an actor with deterministic actions and its critics; not a loss by itself.
 
     A subclass sets ``critic_name``, ``critic_loss_key`` and ``all_out_keys``, and overrides the steps that its paper
     changes: :meth:`bound_target_action`, :meth:`next_state_value`, :meth:`critic_target`,
@@ -287,7 +287,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             batch: what else to read.
 
         Returns:
-            The target, and metrics: per-sample values ``[*B]`` or ``[*B, 1]`` that are averaged, or scalars.
+            The target, and metrics, which are per-sample values ``[*B]`` or ``[*B, 1]`` that are averaged, or scalars.
         """
         self._check_value(next_value, transition.reward)
         return self._estimator.targets(batch, transition, next_value), {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
@@ -61,6 +62,12 @@ class _LossClass(type(LossModule)):  # type: ignore[misc]
                 delattr(cls, method)
             elif ours:
                 setattr(cls, method, attributes[method])
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The constructor's, which ``help`` and editors show; without it they show that of ``__call__`` below."""
+        signature = inspect.signature(cls.__init__, eval_str=True)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         with checks.named(cls.__name__):

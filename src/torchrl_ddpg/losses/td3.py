@@ -51,7 +51,8 @@ class TD3Loss(ClippedDoubleQLoss):
         >>> critic = ValueOperator(MLP(5, 1, num_cells=[8]), in_keys=["observation", "action"])
         >>> loss = TD3Loss(actor, critic, bounds=(-1.0, 1.0)).make_value_estimator("td0", gamma=0.98)
         >>> loss.out_keys
-        ['loss_actor', 'loss_qvalue', 'pred_value', 'state_action_value_actor', 'next_state_value', 'target_value']
+        ['loss_actor', 'loss_qvalue', 'pred_value',
+         'state_action_value_actor', 'next_state_value', 'target_value']
     """
 
     all_out_keys = (

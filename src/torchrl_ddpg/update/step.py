@@ -154,7 +154,7 @@ class UpdateStep:
             batch: transitions ``[*B]`` with the loss's ``in_keys``; the priority is written into it.
 
         Returns:
-            The losses and scalar metrics that were computed, and the gradient norms if they are clipped: detached
+            The losses and scalar metrics that were computed, and the gradient norms if they are clipped, as detached
             tensors on the networks' device. Without the actor's on the steps that its delay leaves out. A network
             that is wholly frozen is not stepped.
 
