@@ -5,7 +5,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 _docs = Path(__file__).parent
-sys.path[:0] = [str(_docs / "_ext"), str(_docs / "snippets")]
+sys.path[:0] = [str(_docs), str(_docs / "_ext"), str(_docs / "snippets")]
 
 project = "torchrl-ddpg"
 author = copyright = "The torchrl-ddpg developers"
@@ -56,6 +56,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r".*",  # every tutorial runs
     "ignore_pattern": r"__init__\.py",
     "within_subsection_order": "FileNameSortKey",
+    "reset_modules": ("matplotlib", "plot_style.neutral"),
     "abort_on_example_error": True,
     "only_warn_on_example_error": False,
     "download_all_examples": False,
