@@ -14,7 +14,7 @@ from torchrl_ddpg.checks import BatchError
 
 def under_next(key: NestedKey) -> NestedKey:
     """The entry's name in the next state."""
-    return unravel_key(("next", key))
+    return ("next", key) if isinstance(key, str) else unravel_key(("next", key))
 
 
 def fetch(source: TensorDictBase, names: Iterable[NestedKey]) -> dict[NestedKey, Any]:
@@ -57,7 +57,8 @@ def signature(value: Any) -> Any:
 
 def contents(part: TensorDictBase) -> Iterable[Any]:
     """The values of a TensorDict; of a lazy stack, which makes them anew at each look, its parts."""
-    return part.tensordicts if isinstance(part, LazyStackedTensorDict) else part.values()
+    lazy = type(part) is not TensorDict and isinstance(part, LazyStackedTensorDict)  # the first is quicker
+    return part.tensordicts if lazy else part.values()
 
 
 def write(batch: TensorDictBase, entries: dict[NestedKey, Tensor]) -> None:

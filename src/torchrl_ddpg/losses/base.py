@@ -218,10 +218,11 @@ class DeterministicPolicyLoss(ConfigurableLoss):
             loss_value, metrics = getattr(self, self.critic_method)(tensordict)
             loss_actor, actor_metrics = getattr(self, self.actor_method)(tensordict)
         outputs = {"loss_actor": loss_actor, self.critic_loss_key: loss_value, **metrics, **actor_metrics}
-        for key in self.out_keys:
-            if key not in outputs:
-                raise KeyError(f"the output {key!r} is one of out_keys, and no step gives it.")
-        return TensorDict({key: outputs[key] for key in self.out_keys}, batch_size=[])
+        try:
+            chosen = {key: outputs[key] for key in self.out_keys}
+        except KeyError as error:
+            raise KeyError(f"the output {error.args[0]!r} is one of out_keys, and no step gives it.") from None
+        return TensorDict(chosen, batch_size=[])
 
     @_public
     def loss_value(self, tensordict: TensorDictBase) -> tuple[Tensor, Report]:
