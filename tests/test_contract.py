@@ -341,12 +341,12 @@ def test_both_terms_tell_how_many_actions_lie_at_a_bound_where_bounds_are_known(
     torch.testing.assert_close(reported()[1], later[:5].float().mean())
 
 
-def test_without_bounds_no_action_lies_at_one(case):
-    loss = case.make()
-    if loss.min_action is None:
-        assert not any(
-            "saturation" in name for term in (loss.loss_actor, loss.loss_value) for name in term(batch(8))[1]
-        )
+def test_actions_at_a_bound_are_not_told_where_there_is_none_or_that_is_switched_off(case):
+    loss, silent = case.make(), case.make(bounds=(-1.0, 1.0))
+    silent.reports_saturation = False
+    for one in (loss, silent) if loss.min_action is None else (silent,):
+        metrics = {**one.loss_actor(batch(8))[1], **one.loss_value(batch(8))[1]}
+        assert not any("saturation" in name for name in metrics)
 
 
 def test_keyword_call_gives_the_outputs_in_order(case):

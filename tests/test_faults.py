@@ -515,7 +515,10 @@ def test_12_keyword_calls_with_one_dimensional_entries(estimator):
     critic = ValueOperator(Critic(width=2), in_keys=["observation", "action"])
     loss = DDPGLoss(actor, critic, reduction="none").make_value_estimator(estimator).select_out_keys("loss_value")
     data = batch(3, 5).apply(lambda x: x[..., :1])
-    entries = {"_".join((key,) if isinstance(key, str) else key): value for key, value in data.select(*loss.in_keys).items(True, True)}
+    entries = {
+        "_".join((key,) if isinstance(key, str) else key): value
+        for key, value in data.select(*loss.in_keys).items(True, True)
+    }
     torch.testing.assert_close(loss(**entries), loss(data.clone())["loss_value"])
 
 
