@@ -15,6 +15,7 @@ from torchrl import logger
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
 import pipeline
+
 import train_ddpg
 from common import interleaved, print_machine, print_table
 from update import hand_written, update_step

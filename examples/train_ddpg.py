@@ -24,7 +24,17 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl import data, envs, modules
 
-from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, SoftUpdate, TD3BCLoss, TD3Loss, UpdateStep
+from torchrl_ddpg import (
+    D4PGLoss,
+    DDPGLoss,
+    FastTD3Loss,
+    HardUpdate,
+    ReBRACLoss,
+    SoftUpdate,
+    TD3BCLoss,
+    TD3Loss,
+    UpdateStep,
+)
 from trainer import command_line, environments, offline_data, policies
 from trainer.checkpoints import Checkpoints
 from trainer.collectors import Collecting
@@ -84,7 +94,8 @@ def make_networks(cfg, env):
         return own_networks(cfg, env)
     spec, size = env.action_spec_unbatched, env.action_spec.shape[-1]
     common = {"activation_class": getattr(nn, cfg.activation), "depth": None}
-    outputs = {"out_features": cfg.num_atoms if cfg.loss == "d4pg" else 1}
+    outputs = {"out_features": cfg.num_atoms if cfg.loss in ("d4pg", "fast-td3") else 1}
+    norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": width} for width in cfg.hidden]}
     action_layer = int(cfg.loss in ("ddpg", "d4pg")) if cfg.action_layer is None else cfg.action_layer
     if env.observation_spec["observation_vector"].dtype == torch.uint8:
         net = FromImages(modules.DdpgCnnActor(size))
@@ -92,7 +103,7 @@ def make_networks(cfg, env):
     else:
         net = modules.DdpgMlpActor(size, common | {"num_cells": list(cfg.hidden)})
         if action_layer == 0:
-            value = modules.MLP(num_cells=list(cfg.hidden), **common, **outputs)
+            value = modules.MLP(num_cells=list(cfg.hidden), **common, **outputs, **(norms if cfg.layer_norm else {}))
         else:
             first = common | {"depth": 0, "out_features": cfg.hidden[0]}
             value = modules.DdpgMlpQNet(first, common | outputs | {"num_cells": list(cfg.hidden[1:])})
@@ -131,13 +142,16 @@ def make_exploration(cfg, actor, spec):
 
 def make_loss(cfg, actor, critic, spec):
     """The loss, which holds the target networks; TD3's also makes the second critic."""
-    if cfg.loss == "d4pg":
-        loss = D4PGLoss(actor, critic, action_spec=spec, v_min=cfg.v_min, v_max=cfg.v_max, num_atoms=cfg.num_atoms)
-    elif cfg.loss == "ddpg":
-        loss = DDPGLoss(actor, critic, action_spec=spec)
-    else:
-        family = TD3Loss if cfg.loss == "td3" else TD3BCLoss
-        loss = family(actor, critic, action_spec=spec, loss_function="l2")
+    support = {"v_min": cfg.v_min, "v_max": cfg.v_max, "num_atoms": cfg.num_atoms}
+    kind, options = {
+        "ddpg": (DDPGLoss, {}),
+        "td3": (TD3Loss, {"loss_function": "l2"}),
+        "d4pg": (D4PGLoss, support),
+        "fast-td3": (FastTD3Loss, support),
+        "td3-bc": (TD3BCLoss, {"loss_function": "l2", "alpha": cfg.alpha}),
+        "rebrac": (ReBRACLoss, {"alpha_actor": cfg.alpha_actor, "alpha_critic": cfg.alpha_critic}),
+    }[cfg.loss]
+    loss = kind(actor, critic, action_spec=spec, **options)
     lmbda = {"lmbda": cfg.lmbda} if cfg.estimator == "td_lambda" else {}
     return loss.make_value_estimator(cfg.estimator, gamma=cfg.gamma, **lmbda).to(cfg.device)
 
@@ -155,7 +169,7 @@ def make_update(cfg, loss) -> UpdateStep:
         actor_optimizer=adam(loss.actor_network_params.parameters(), lr=cfg.actor_lr),
         critic_optimizer=adam(critics, lr=cfg.critic_lr, weight_decay=cfg.critic_weight_decay),
         target_updater=targets,
-        policy_delay=cfg.policy_delay or (2 if cfg.loss in ("td3", "td3-bc") else 1),
+        policy_delay=cfg.policy_delay or (1 if cfg.loss in ("ddpg", "d4pg") else 2),
         max_grad_norm=cfg.max_grad_norm or None,
         compile=cfg.update == "compile",
         record_operators=cfg.update == "record" and cfg.device == "cpu",

@@ -24,7 +24,7 @@ from torchrl.data.replay_buffers import RandomSampler
 from torchrl.envs import ExplorationType, GymWrapper, PendulumEnv, set_exploration_type
 from torchrl.modules import TanhDelta
 
-from torchrl_ddpg import D4PGLoss, DDPGLoss, HardUpdate, TD3BCLoss, TD3Loss
+from torchrl_ddpg import D4PGLoss, DDPGLoss, FastTD3Loss, HardUpdate, ReBRACLoss, TD3BCLoss, TD3Loss
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -140,7 +140,7 @@ def no_training(cfg, stop):
         ("--loss d4pg --v-max 1", "--loss d4pg goes with --estimator td0 alone."),
         ("mujoco --loss d4pg", "--loss d4pg needs --v-min below --v-max: the range of discounted returns, in scaled"),
         ("pendulum --loss td3-bc", "--loss td3-bc needs --offline-data: the folder of an earlier run, or the id of a"),
-        ("--loss td3 --offline-data x", "--offline-data goes with --loss td3-bc alone."),
+        ("--loss td3 --offline-data x", "--offline-data goes with --loss td3-bc or rebrac."),
         ("--loss td3-bc --offline-data x", "td3-bc needs --estimator td0 --replay.crop 1 --n-steps 1."),
         ("pendulum --loss td3-bc --offline-data x --n-steps 2", "--replay.crop 1 --n-steps 1."),
         ("pendulum --loss td3-bc --offline-data x --env.from-pixels", "pixels does not go with --loss td3-bc."),
@@ -353,6 +353,8 @@ def built(loss, env="PendulumEnv", **options):
         ("td3", TD3Loss, 2, 2, 3, 1),
         ("td3-bc", TD3BCLoss, 2, 2, 3, 1),
         ("d4pg", D4PGLoss, 1, 1, 2, 7),
+        ("fast-td3", FastTD3Loss, 2, 2, 3, 7),
+        ("rebrac", ReBRACLoss, 2, 2, 3, 1),
     ],
 )
 def test_networks_and_delay_follow_the_loss(loss, kind, delay, critics, first, outputs):
@@ -367,7 +369,7 @@ def test_networks_and_delay_follow_the_loss(loss, kind, delay, critics, first, o
     assert (update.policy_delay, type(update.target_updater)) == (3, HardUpdate)
 
 
-@pytest.mark.parametrize("loss", ["ddpg", "td3", "d4pg"])
+@pytest.mark.parametrize("loss", ["ddpg", "td3", "d4pg", "fast-td3"])
 def test_every_loss_that_collects_learns_from_pixels(loss):
     env, _, update = built(loss, "trainer_environments:image-v0")
     batch = env.rollout(2)
@@ -592,9 +594,25 @@ def test_td3_bc_learns_from_an_earlier_run_in_the_environments_units(monkeypatch
         torch.testing.assert_close(cosine**2 + sine**2, torch.ones(200))
         assert speed.abs().max() > 1.5
     assert found["next", "reward"].mean() < -1
-    words = ["--offline-data", tmp_path / "first", "--output-dir", tmp_path / "second"]
-    assert run(monkeypatch, *OFFLINE, *words) == 0
-    assert rows(tmp_path / "second")[-1]["updates"] == "12"
+    for words in ([], ["--loss", "rebrac", "--layer-norm", "--action-layer", "0"]):
+        words += ["--offline-data", tmp_path / "first", "--output-dir", tmp_path / "second"]
+        assert run(monkeypatch, *OFFLINE, *words) == 0
+        assert rows(tmp_path / "second")[-1]["updates"] == "12"
+
+
+def test_next_actions_of_an_earlier_run_are_those_that_followed(monkeypatch, tmp_path):
+    words = ["--env.name", "Pendulum-v1", "--estimator", "td0", "--replay.crop", "1", "--output-dir", tmp_path]
+    assert run(monkeypatch, *SMALL, *words) == 0
+    cfg = offline_config(tmp_path)
+    everything = offline_data.load(cfg, train_ddpg.make_env)
+    cfg.loss = "rebrac"
+    found = offline_data.load(cfg, train_ddpg.make_env)
+    assert 0 < len(everything) - len(found) < 30  # ends of episodes and of stretches
+    following = {tuple(step["observation_vector"].tolist()): step["action"] for step in everything}
+    for step in found:
+        torch.testing.assert_close(
+            step["next", "action"], following[tuple(step["next", "observation_vector"].tolist())]
+        )
 
 
 def test_offline_rewards_are_scaled_and_observations_normalised(minari):

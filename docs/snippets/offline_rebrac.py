@@ -57,7 +57,11 @@ def train(args: argparse.Namespace) -> tuple[float, float]:
     critic = MLP(OBSERVATION + ACTION, 1, norm_kwargs=[{"normalized_shape": 128}] * 2, **layers)
     critic = ValueOperator(critic, in_keys=["observation", "action"])
     loss = ReBRACLoss(
-        actor, critic, bounds=(LOW, HIGH), alpha_actor=args.alpha_actor, alpha_critic=args.alpha_critic
+        actor,
+        critic,
+        bounds=(LOW, HIGH),
+        alpha_actor=args.alpha_actor,
+        alpha_critic=args.alpha_critic,
     ).make_value_estimator("td0", gamma=0.99)
     update = UpdateStep(
         loss,

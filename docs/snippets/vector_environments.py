@@ -1,4 +1,4 @@
-"""FastTD3's recipe on Pendulum-v1: many environments, large batches, a critic that sees more than the actor."""
+"""FastTD3's recipe on Pendulum-v1: many environments, large batches, a privileged critic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import Compose, GymEnv, RenameTransform, SerialEnv, Transform, TransformedEnv, set_exploration_type
+from torchrl.envs import (
+    Compose,
+    GymEnv,
+    RenameTransform,
+    SerialEnv,
+    Transform,
+    TransformedEnv,
+    set_exploration_type,
+)
 from torchrl.envs.utils import ExplorationType
 from torchrl.modules import MLP, ValueOperator
 
@@ -18,7 +26,7 @@ OBSERVATION, ACTION, LOW, HIGH = 3, 1, -2.0, 2.0
 
 
 class SensorNoise(Transform):
-    """What the actor sees is measured: the state with a little noise. The critic reads the state itself."""
+    """The actor sees the state with a little noise; the critic reads the state itself."""
 
     def _apply_transform(self, observation):
         return observation + 0.01 * torch.randn_like(observation)
@@ -29,9 +37,13 @@ class SensorNoise(Transform):
 
 def make_env(count: int, seed: int):
     """``count`` copies that step as one. Each is reset when its own episode has ended."""
-    env = SerialEnv(count, lambda: GymEnv("Pendulum-v1"))  # on a GPU: a simulator that is a batch by itself
+    env = SerialEnv(
+        count, lambda: GymEnv("Pendulum-v1")
+    )  # on a GPU: a simulator that is a batch by itself
     copy = RenameTransform(["observation"], ["state"], create_copy=True)
-    env = TransformedEnv(env, Compose(copy, SensorNoise(in_keys=["observation"], out_keys=["observation"])))
+    env = TransformedEnv(
+        env, Compose(copy, SensorNoise(in_keys=["observation"], out_keys=["observation"]))
+    )
     env.set_seed(seed)
     return env
 
@@ -60,7 +72,9 @@ def make_update(name: str, actor, make_critic, **options) -> UpdateStep:
     critics = getattr(loss, f"{loss.critic_name}_params")
     return UpdateStep(
         loss,
-        actor_optimizer=torch.optim.AdamW(loss.actor_network_params.parameters(), lr=1e-3, weight_decay=0.0),
+        actor_optimizer=torch.optim.AdamW(
+            loss.actor_network_params.parameters(), lr=1e-3, weight_decay=0.0
+        ),
         critic_optimizer=torch.optim.AdamW(critics.parameters(), lr=1e-3, weight_decay=0.0),
         target_updater=SoftUpdate(loss, tau=0.01),
         policy_delay=2,
@@ -85,8 +99,12 @@ def train(args: argparse.Namespace) -> tuple[float, float]:
     torch.set_num_threads(1)
     env = make_env(args.envs, args.seed)
     actor, _ = make_networks(1)
-    update = make_update(args.loss, actor, lambda outputs: make_networks(outputs)[1], record_operators=True)
-    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(args.frames), batch_size=args.batch_size)
+    update = make_update(
+        args.loss, actor, lambda outputs: make_networks(outputs)[1], record_operators=True
+    )
+    replay = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(args.frames), batch_size=args.batch_size
+    )
     before = evaluate(actor, args.episodes, args.seed + 1)
     step = env.reset()
     scales = torch.rand(args.envs, 1)
@@ -95,10 +113,10 @@ def train(args: argparse.Namespace) -> tuple[float, float]:
         with torch.no_grad():
             action = actor(step)["action"]
         step["action"] = (action + scales * torch.randn_like(action)).clamp(LOW, HIGH)
-        # After this, transition["next"] still holds the last state of an episode, and `step` the first of the next one.
+        # transition["next"] holds the last state of an episode, `step` the first of the next one.
         transition, step = env.step_and_maybe_reset(step)
         scales = torch.where(transition["next", "done"], torch.rand(args.envs, 1), scales)
-        # "terminated" is False at the time limit ("truncated"), so the target bootstraps from that last state.
+        # At the time limit ("truncated") "terminated" is False: the target bootstraps from it.
         replay.extend(transition.reshape(-1))
         if frames >= args.random_frames:
             for _ in range(args.updates):
@@ -111,7 +129,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", choices=["fast_td3", "td3"], default="fast_td3")
-    for name, value in {"seed": 0, "frames": 20_000, "envs": 16, "batch-size": 256, "updates": 16}.items():
+    for name, value in {
+        "seed": 0,
+        "frames": 20_000,
+        "envs": 16,
+        "batch-size": 256,
+        "updates": 16,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in {"random-frames": 1000, "episodes": 50}.items():
         parser.add_argument(f"--{name}", type=int, default=value)

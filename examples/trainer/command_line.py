@@ -25,7 +25,7 @@ from trainer.errors import UserError, refusing
 
 NAMES = {"gymnasium": "HalfCheetah-v5", "dm-control": "cheetah-run", "torchrl": "PendulumEnv"}
 FREE_TO_CHANGE = {"total_frames", "threads", "timeout", "logger", "output_dir", "resume", "eval", "checkpoint"}
-OFFLINE = ("td3-bc",)
+OFFLINE, CATEGORICAL = ("td3-bc", "rebrac"), ("d4pg", "fast-td3")
 RENDERING = "to render without a screen: MUJOCO_GL=egl, and Debian's libegl1, libopengl0 and libgl1-mesa-dri"
 
 
@@ -128,16 +128,17 @@ def check_combinations(cfg: Config) -> None:
     env.name = env.name or NAMES[env.backend]
     single = cfg.replay.crop == 1 and cfg.n_steps == 1
     data = "the folder of an earlier run, or the id of a Minari dataset on this machine"
-    support = "--loss d4pg needs --v-min below --v-max: the range of discounted returns, in scaled rewards"
-    sees_first = cfg.loss in ("td3", "td3-bc")
+    support = f"--loss {cfg.loss} needs --v-min below --v-max: the range of discounted returns, in scaled rewards"
+    last = cfg.action_layer == 1 or (cfg.action_layer is None and cfg.loss in ("ddpg", "d4pg"))
     for right, sentence in (
-        (td0 or cfg.loss != "d4pg", "--loss d4pg goes with --estimator td0 alone"),
-        (cfg.v_min < cfg.v_max or cfg.loss != "d4pg", support),
+        (td0 or cfg.loss not in CATEGORICAL, f"--loss {cfg.loss} goes with --estimator td0 alone"),
+        (cfg.v_min < cfg.v_max or cfg.loss not in CATEGORICAL, support),
         (cfg.offline_data or not offline, f"--loss {cfg.loss} needs --offline-data: {data}"),
-        (offline or not cfg.offline_data, "--offline-data goes with --loss td3-bc alone"),
+        (offline or not cfg.offline_data, "--offline-data goes with --loss td3-bc or rebrac"),
         ((td0 and single) or not offline, f"--loss {cfg.loss} needs --estimator td0 --replay.crop 1 --n-steps 1"),
         (not env.from_pixels or not offline, f"--env.from-pixels does not go with --loss {cfg.loss}"),
-        (not (sees_first and cfg.action_layer), f"--loss {cfg.loss} goes with --action-layer 0 alone"),
+        (cfg.loss in ("ddpg", "d4pg") or not last, f"--loss {cfg.loss} goes with --action-layer 0 alone"),
+        (not (cfg.layer_norm and (last or env.from_pixels)), "--layer-norm goes with --action-layer 0 and states"),
         (td0 or cfg.replay.crop > 1, "--replay.crop 1 goes with --estimator td0 alone"),
         (td0 or cfg.n_steps == 1, "--n-steps above 1 goes with --estimator td0 alone"),
         (cfg.hidden, "--hidden is empty; accepted: one width or more"),

@@ -100,12 +100,17 @@ class Config:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    loss: Literal["ddpg", "td3", "td3-bc", "d4pg"] = "ddpg"  # Paper to follow; td3-bc learns from offline-data alone.
+    loss: Literal["ddpg", "td3", "d4pg", "fast-td3", "td3-bc", "rebrac"] = "ddpg"  # Paper; the last two: offline-data.
     policy_delay: CountOrZero = 0  # Critic updates per update of actor and targets; 0 = the paper's (TD3: 2, else 1).
-    v_min: Finite = 0.0  # d4pg: lowest discounted return in scaled rewards, such as lowest reward / (1 - gamma).
-    v_max: Finite = 0.0  # d4pg: highest; right if target_outside_support in metrics.csv stays near 0.
-    num_atoms: Annotated[int, Range(2)] = 51  # d4pg: returns between the two to which the critic gives probabilities.
-    offline_data: str = ""  # td3-bc: the folder of an earlier run, or a Minari dataset on this machine.
+    v_min: Finite = (
+        0.0  # d4pg, fast-td3: lowest discounted return in scaled rewards: lowest reward / (1 - gamma).
+    )
+    v_max: Finite = 0.0  # d4pg, fast-td3: highest; right if target_outside_support in metrics.csv stays near 0.
+    num_atoms: Annotated[int, Range(2)] = 51  # Returns between the two to which the critic gives probabilities.
+    alpha: PositiveOrZero = 2.5  # td3-bc: weight of the value against imitation.
+    alpha_actor: PositiveOrZero = 0.1  # rebrac: weight of the actor's penalty, in units of half the action's range.
+    alpha_critic: PositiveOrZero = 0.01  # rebrac: weight of the critics' penalty.
+    offline_data: str = ""  # td3-bc, rebrac: the folder of an earlier run, or a Minari dataset on this machine.
     total_frames: Count = 64_000  # Frames to train for, rounded up to whole batches.
     init_random_frames: CountOrZero = 5_000  # Frames of random actions before learning begins; whole batches.
     collector: Literal["sync", "async", "ray"] = "sync"  # Collect between updates, or at the same time, or with Ray.
@@ -127,6 +132,7 @@ class Config:
     networks: str = ""  # module:function of your own, called with (cfg, env); returns actor and critic.
     hidden: tuple[Count, ...] = (256, 256)  # Widths of the hidden layers.
     action_layer: Literal[0, 1] | None = None  # Hidden layers before the critic sees the action; default: the paper's.
+    layer_norm: bool = False  # Layer normalisation in the critic, as ReBRAC's paper has it.
     activation: Literal["ELU", "ReLU", "SiLU", "Tanh"] = "ReLU"  # Activation.
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0  # The same seed gives the same run (on a CPU, sync, no prefetch).
     threads: Annotated[int, Range(1, 1024)] = 1  # PyTorch's threads in the main process.

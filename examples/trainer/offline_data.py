@@ -12,6 +12,7 @@ import torch
 import yaml
 from tensordict import TensorDict
 
+from torchrl_ddpg import with_next_actions
 from trainer.checkpoints import read_transitions
 from trainer.environments import END_KEYS
 from trainer.errors import UserError, refusing
@@ -68,6 +69,15 @@ def read_minari(name: str):
     return torch.cat([to_transitions(episode) for episode in minari.load_dataset(name).iterate_episodes()])
 
 
+def in_time_order(transitions):
+    """The transitions, marked as cut off wherever the next one is not the step that followed."""
+    seen, after = transitions["observation_vector"], transitions["next"]
+    goes_on = (after["observation_vector"][:-1] == seen[1:]).all(-1, keepdim=True)
+    for key in ("done", "truncated"):
+        after[key][:-1] |= ~goes_on & ~after["terminated"][:-1]
+    return transitions
+
+
 def load(cfg, make_env):
     """The data's transitions in the environment's own units; refused if they are not of its shapes."""
     folder = Path(cfg.offline_data)
@@ -81,7 +91,7 @@ def load(cfg, make_env):
         if has != wanted:
             hint = f"{wanted} is that of --env.name {cfg.env.name}: name the environment that the data comes from"
             raise UserError(f"--offline-data {folder} has {what}s of shape {has}; {hint}.")
-    return found
+    return with_next_actions(in_time_order(found)) if cfg.loss == "rebrac" else found
 
 
 def as_trained_on(transitions, statistics, reward_scale: float):

@@ -27,6 +27,8 @@ NOTED = (
     "grad_norm_actor",
     "pred_value",
     "target_outside_support",
+    "actor_saturation",
+    "target_saturation",
     "staleness",
 )
 EVALUATED = ("eval_return", "eval_std", "eval_length", "overestimation", "saturated_actions")
@@ -103,6 +105,7 @@ class Records(contextlib.AbstractContextManager):
         self.file.flush()
         self.logger = None
         if cfg.logger != "none":
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # what TorchRL's logger writes into
             self.logger = get_logger(cfg.logger, str(cfg.output_dir / "log"), cfg.output_dir.name)
             self.logger.log_hparams(to_flat(to_plain(cfg)))
         self.bar = tqdm.tqdm(total=cfg.total_frames, initial=self.frames, unit=" frames", dynamic_ncols=True)

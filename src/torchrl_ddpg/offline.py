@@ -47,7 +47,7 @@ def with_next_actions(
         >>> with_next_actions(data)["next", "action"].tolist()
         [[2.0], [3.0]]
     """
-    with checks.named("with_next_actions"):
+    try:
         if transitions.ndim != 1:
             raise ValueError(
                 f"the transitions have the batch size {list(transitions.batch_size)}; accepted: [N], one trajectory "
@@ -57,6 +57,9 @@ def with_next_actions(
         last, ended = (flag.reshape(len(flag), -1).all(-1) for flag in (last, ended))
         last = last | (torch.arange(len(last), device=last.device) == len(last) - 1)
         _check_order(transitions, last, action)
+    except Exception as error:
+        checks.name_error("with_next_actions", error)
+        raise
     following = taken.roll(-1, 0)
     following = torch.where(last.reshape(-1, *(1,) * (taken.ndim - 1)), torch.zeros_like(following), following)
     return transitions.copy().set(under_next(action), following)[~last | ended]
