@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +16,10 @@ from torchrl import logger
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
-import pipeline
-
 import train_ddpg
 from common import interleaved, print_machine, print_table
+from trainer.collectors import Collecting
+from trainer.configuration import PRESETS
 from update import hand_written, update_step
 
 # Whether each environment has a process, how many step together, where the collector runs.
@@ -44,14 +46,14 @@ def show_collection(frames: int) -> None:
     """Frames a second of TorchRL's collectors with the preset's policy, without learning."""
     rows = []
     for parallel, count, collector_kind in WAYS:
-        cfg = copy.deepcopy(train_ddpg.PRESETS["mujoco"])
+        cfg = copy.deepcopy(PRESETS["mujoco"])
         cfg.env.name, cfg.device, cfg.env.count, cfg.env.parallel = "HalfCheetah-v5", "cpu", count, parallel
         cfg.collector, cfg.total_frames, cfg.init_random_frames = collector_kind, 2 * frames, 0
         cfg.steps_per_batch = 100 // count
-        env = pipeline.make_env(cfg.env, training=False)
-        policy, _ = pipeline.make_exploration(cfg, pipeline.make_networks(cfg, env)[0], env.action_spec_unbatched)
-        with pipeline.collecting(cfg, None, policy) as (collector, _):
-            batches = iter(collector)
+        env = train_ddpg.make_env(cfg.env, several=False)
+        policy, _ = train_ddpg.make_exploration(cfg, train_ddpg.make_networks(cfg, env)[0], env.action_spec_unbatched)
+        with Collecting(cfg, partial(train_ddpg.make_env, cfg.env), policy, threading.Event()) as collected:
+            batches = iter(collected)
             next(batches)
             began, seen = time.perf_counter(), 0
             while seen < frames:

@@ -128,8 +128,8 @@ def commands(random_frames: int, device: str) -> dict[str, list[str]]:
         "hand-written updates alone, nothing collected": [*this, "--updates"],
     }
     if device == "cuda":
-        ways["in turn, compile, cuda_graph"] = [*trainer, "--compile", "--collector", "sync", "--cuda-graph"]
-        ways["beside learning, compile, cuda_graph"] = [*trainer, "--compile", "--collector", "async", "--cuda-graph"]
+        ways["in turn, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "sync"]
+        ways["beside learning, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "async"]
     return ways
 
 

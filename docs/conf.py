@@ -22,6 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "from_code",
+    "trainer_flags",
 ]
 exclude_patterns = ["_build", "tutorials_src", "inventories"]
 templates_path = ["_templates"]

@@ -8,6 +8,7 @@ import functools
 import math
 import subprocess
 import tempfile
+import threading
 import types
 from pathlib import Path
 
@@ -163,14 +164,14 @@ def test_what_is_given_on_the_cpu_follows_the_networks(loss_class):
         "",
         "mujoco --env.name Pendulum-v1 --collector sync",
         "mujoco --env.name Pendulum-v1 --collector async",
-        "--loss td3 --noise.kind gaussian --n-steps 3 --estimator td0 --replay.unit transition --replay.prefetch 2",
-        "--loss d4pg --estimator td0 --v-min -100 --target-update hard --env.backend torchrl",
+        "--loss td3 --noise.kind gaussian --n-steps 3 --estimator td0 --replay.crop 1 --replay.prefetch 2",
+        "--loss d4pg --estimator td0 --v-min -100 --hard-interval 3 --env.backend torchrl",
     ],
 )
 def test_the_trainer_runs(monkeypatch, tmp_path, words):
-    def train(cfg):
+    def train(cfg, stop):
         cfg.device = DEVICE
-        return test_examples.train_ddpg.train(cfg)
+        return test_examples.train_ddpg.train(cfg, stop)
 
     preset = [word for word in words.split()[:1] if not word.startswith("--")]
     flags = [*preset, *test_examples.SMALL, *words.split()[len(preset) :], "--output-dir", tmp_path]
@@ -182,22 +183,22 @@ def test_the_trainer_runs(monkeypatch, tmp_path, words):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_collectors_process_acts_with_the_weights_sent_last():
-    pipeline, trainer = test_examples.pipeline, test_examples.train_ddpg
-    env = trainer.EnvConfig(name="Pendulum-v1", frame_skip=1, count=2, parallel=False, normalise=False)
+    trainer, settings = test_examples.train_ddpg, test_examples.configuration
+    env = settings.EnvConfig(name="Pendulum-v1", frame_skip=1, count=2, parallel=False, normalise=False)
     sizes = {"total_frames": 120, "init_random_frames": 0, "steps_per_batch": 10, "hidden": (8,)}
-    cfg = trainer.Config(env=env, noise=trainer.NoiseConfig("none"), collector="async", device=DEVICE, **sizes)
-    base = pipeline.make_env(env, training=False)
-    actor, _ = pipeline.make_networks(cfg, base)
-    policy, _ = pipeline.make_exploration(cfg, actor, base.action_spec_unbatched)
-    actions = []
-    with pipeline.collecting(cfg, None, policy) as (collector, _):
-        for count, collected in enumerate(collector, 1):
+    cfg = settings.Config(env=env, noise=settings.NoiseConfig("none"), collector="async", device=DEVICE, **sizes)
+    base = trainer.make_env(env, several=False)
+    actor, _ = trainer.make_networks(cfg, base)
+    policy, _ = trainer.make_exploration(cfg, actor, base.action_spec_unbatched)
+    actions, make = [], functools.partial(trainer.make_env, env)
+    with test_examples.collectors.Collecting(cfg, make, policy, threading.Event()) as batches:
+        for count, collected in enumerate(batches, 1):
             actions.append(float(collected["action"][0, -1]))
             with torch.no_grad():
                 for parameter in actor.parameters():
                     parameter.zero_()
                 parameter.fill_(0.1 * count)  # the last layer's bias
-            collector.update_policy_weights_()
+            batches.send_weights()
     base.close()
     for count, action in list(enumerate(actions))[2:]:  # a batch may have begun with the weights before those
         assert action in [pytest.approx(2 * math.tanh(0.1 * sent), rel=1e-4) for sent in (count - 1, count)]

@@ -102,9 +102,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     loss: Literal["ddpg", "td3", "d4pg", "fast-td3", "td3-bc", "rebrac"] = "ddpg"  # Paper; the last two: offline-data.
     policy_delay: CountOrZero = 0  # Critic updates per update of actor and targets; 0 = the paper's (TD3: 2, else 1).
-    v_min: Finite = (
-        0.0  # d4pg, fast-td3: lowest discounted return in scaled rewards: lowest reward / (1 - gamma).
-    )
+    v_min: Finite = 0.0  # d4pg, fast-td3: lowest discounted return in scaled rewards: reward / (1 - gamma).
     v_max: Finite = 0.0  # d4pg, fast-td3: highest; right if target_outside_support in metrics.csv stays near 0.
     num_atoms: Annotated[int, Range(2)] = 51  # Returns between the two to which the critic gives probabilities.
     alpha: PositiveOrZero = 2.5  # td3-bc: weight of the value against imitation.
