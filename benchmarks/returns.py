@@ -1,0 +1,185 @@
+"""Returns over frames, ours and SB3's: ``python benchmarks/returns.py --runs td3:HalfCheetah-v5:0``.
+
+A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3. Interrupted runs go on where
+their last checkpoint is. ``--report`` draws the curves and prints the table of what ``docs/results`` holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from common import print_table
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "docs" / "results"
+COLUMNS = (
+    "contestant",
+    "loss",
+    "environment",
+    "seed",
+    "frames",
+    "eval_return",
+    "seconds",
+    "versions",
+    "hardware",
+    "command",
+)
+# Ten seeds of TD3's authors (learning_curves of sfujim/TD3, HalfCheetah-v1): lowest, median and highest return.
+PUBLISHED = {
+    30_000: (1604, 1903, 2514),
+    50_000: (1578, 3432, 4586),
+    100_000: (4542, 5683, 6355),
+    200_000: (5785, 6812, 7807),
+    300_000: (6196, 7657, 9049),
+}
+
+
+def command(name: str, frames: int, folder: Path) -> list[str]:
+    """What trains one run; the trainer goes on where a checkpoint is."""
+    loss, environment, seed = name.split(":")
+    if loss.startswith("sb3-"):
+        words = ["--loss", loss.removeprefix("sb3-"), "--env", environment, "--seed", seed, "--frames", str(frames)]
+        return [sys.executable, str(HERE / "sb3.py"), *words, "--output-dir", str(folder)]
+    script = str(HERE.parent / "examples" / "train_ddpg.py")
+    if (folder / "checkpoints").exists():
+        return [sys.executable, script, "--resume", str(folder), "--total-frames", str(frames)]
+    words = ["mujoco", "--loss", loss, "--env.name", environment, "--seed", seed, "--total-frames", str(frames)]
+    words += ["--collector", "sync", "--threads", "1", "--init-random-frames", "10000", "--eval.episodes", "10"]
+    return [sys.executable, script, *words, "--checkpoint.interval", "25000", "--output-dir", str(folder)]
+
+
+def run(name: str, frames: int, work: Path) -> None:
+    """Train one run, unless it is complete, and write its rows."""
+    folder = work / name.replace(":", "-")
+    words, file = command(name, frames, folder), RESULTS / f"{name.replace(':', '-')}.csv"
+    if file.exists() and max(int(row["frames"]) for row in csv.DictReader(file.open())) >= frames:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        subprocess.run(words, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    write(name, folder, file, " ".join(["python", *(Path(word).name if "/" in word else word for word in words[1:])]))
+
+
+def write(name: str, folder: Path, file: Path, words: str) -> None:
+    """Copy the evaluations of a run's ``metrics.csv``, with what they were made with."""
+    loss, environment, seed = name.split(":")
+    packages = ("torch", "torchrl", "gymnasium", "mujoco", "stable-baselines3")
+    about = {
+        "contestant": "SB3" if loss.startswith("sb3-") else "torchrl-ddpg",
+        "loss": loss.removeprefix("sb3-"),
+        "environment": environment,
+        "seed": seed,
+        "versions": " ".join(f"{package} {version(package)}" for package in packages),
+        "hardware": f"{platform.machine()}, one thread, {datetime.date.today()}",
+        "command": words,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.csv").open() as source, file.open("w", newline="") as target:
+        rows = csv.DictWriter(target, COLUMNS)
+        rows.writeheader()
+        for row in csv.DictReader(source):
+            if row["eval_return"]:
+                rows.writerow({**about, **{key: row[key] for key in ("frames", "eval_return", "seconds")}})
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the middle half of the seeds, along the first axis (Agarwal et al. 2021), whatever their number."""
+    ordered, count = np.sort(values, axis=0), len(values)
+    inside = np.clip(
+        np.minimum(np.arange(1, count + 1), 0.75 * count) - np.maximum(np.arange(count), 0.25 * count), 0, 1
+    )
+    return np.tensordot(inside, ordered, 1) / inside.sum()
+
+
+def interval(values: np.ndarray, draws: int = 2_000) -> tuple[float, float]:
+    """95 % bootstrap interval of the interquartile mean over seeds."""
+    generator = np.random.default_rng(0)
+    found = [interquartile_mean(generator.choice(values, len(values))) for _ in range(draws)]
+    return tuple(np.quantile(found, (0.025, 0.975)))
+
+
+def read() -> dict[tuple, dict[int, dict[int, float]]]:
+    """Returns by contestant, loss and environment, then by seed, then by frames."""
+    found: dict = {}
+    for file in sorted(RESULTS.glob("*.csv")):
+        for row in csv.DictReader(file.open()):
+            seeds = found.setdefault((row["contestant"], row["loss"], row["environment"]), {})
+            seeds.setdefault(int(row["seed"]), {})[int(row["frames"])] = float(row["eval_return"])
+    return found
+
+
+def report() -> None:
+    """Print returns at some frames, and draw every seed with the interquartile mean over them."""
+    found, rows = read(), []
+    for (contestant, loss, environment), seeds in found.items():
+        for frames in (30_000, 50_000, 100_000, 300_000):
+            values = np.array([seed[frames] for seed in seeds.values() if frames in seed])
+            if len(values):
+                low, high = interval(values)
+                band = PUBLISHED.get(frames) if (loss, environment) == ("td3", "HalfCheetah-v5") else None
+                each = ", ".join(f"{value:.0f}" for value in values)
+                shown = [
+                    f"{interquartile_mean(values):.0f}",
+                    f"{low:.0f} to {high:.0f}",
+                    f"{np.median(values):.0f}",
+                    each,
+                ]
+                rows.append(
+                    [environment, loss, contestant, frames, *shown, "{1} [{0}, {2}]".format(*band) if band else ""]
+                )
+    print_table(
+        ["environment", "loss", "", "frames", "interquartile mean", "95 %", "median", "seeds", "TD3's authors"], rows
+    )
+    for environment in sorted({key[2] for key in found}):
+        draw(environment, {key: seeds for key, seeds in found.items() if key[2] == environment})
+
+
+def draw(environment: str, found: dict) -> None:
+    """One plot for an environment."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    if environment == "HalfCheetah-v5":
+        low, _, high = zip(*PUBLISHED.values(), strict=True)
+        axes.fill_between(list(PUBLISHED), low, high, color="grey", alpha=0.2, label="TD3's authors, ten seeds")
+    for number, ((contestant, loss, _), seeds) in enumerate(found.items()):
+        frames = sorted(set.intersection(*(set(seed) for seed in seeds.values())))
+        for seed in seeds.values():
+            axes.plot(*zip(*sorted(seed.items()), strict=True), color=f"C{number}", lw=0.6, alpha=0.6)
+        middle = interquartile_mean(np.array([[seed[at] for at in frames] for seed in seeds.values()]))
+        axes.plot(frames, middle, color=f"C{number}", lw=2, label=f"{contestant}, {loss.upper()}, {len(seeds)} seeds")
+    axes.set(xlabel="frames", ylabel="return of deterministic episodes", title=environment)
+    axes.set_xlim(0, max(at for seeds in found.values() for seed in seeds.values() for at in seed))
+    axes.legend()
+    figure.savefig(RESULTS / f"{environment}.png", dpi=150)
+
+
+def main() -> None:
+    """Train what is missing, or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--runs", nargs="+", default=[], help="LOSS:ENVIRONMENT:SEED, with sb3- before the loss for SB3"
+    )
+    parser.add_argument("--frames", type=int, default=100_000)
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="runs at once")
+    parser.add_argument("--work", type=Path, default=Path("outputs/returns"), help="folder of the runs themselves")
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    with ThreadPoolExecutor(args.processes) as pool:
+        list(pool.map(lambda name: run(name, args.frames, args.work), args.runs))
+    if args.report:
+        report()
+
+
+if __name__ == "__main__":
+    main()
