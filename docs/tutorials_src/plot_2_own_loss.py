@@ -320,8 +320,9 @@ print(
 
 # %%
 # The quantiles that the critic predicts along one episode, and the return that followed. The band
-# is wide where the critic is unsure, because it has seen the noisy policy do better and worse from
-# there.
+# is the spread of returns that the critic expects, widest on the swing up, where small differences
+# decide. Quantiles do not cure overestimation: where the prediction lies above 0 it is too high for
+# sure, since no reward is positive.
 
 with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
     run = critic(eval_env.rollout(max_steps=200, policy=actor))
