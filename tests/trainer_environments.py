@@ -83,7 +83,8 @@ def not_a_number(env):
 
 
 def register(name, make, *args, **options):
-    gymnasium.register(f"{name}-v0", entry_point=functools.partial(make, *args, **options))
+    if f"{name}-v0" not in gymnasium.registry:  # collecting tests imports this twice
+        gymnasium.register(f"{name}-v0", entry_point=functools.partial(make, *args, **options))
 
 
 for name, space in SPACES.items():

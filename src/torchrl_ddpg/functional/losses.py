@@ -103,9 +103,9 @@ def action_distance(action: Tensor, batch_action: Tensor, value: Tensor) -> Tens
     r"""The squared distance :math:`|a - \hat a|^2` of two actions, summed over their dimensions.
 
     Args:
-        action: ``[*B, A]``.
-        batch_action: the action that was taken, ``[*B, A]``.
-        value: what the distance is compared with, ``[*B, 1]``: of agents that share one value, actions
+        action: ``[*B, A]``, in the units that the distance is meant in.
+        batch_action: the action that was taken, ``[*B, A]``, in the same units.
+        value: what the distance is compared with, in reward units, ``[*B, 1]``: of agents that share one value, actions
             ``[*B, n_agents, A]`` are one action.
 
     Returns:
