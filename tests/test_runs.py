@@ -312,11 +312,12 @@ def test_logger_takes_every_row(monkeypatch, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_two_ray_workers_on_a_local_cluster(monkeypatch, tmp_path):
+def test_two_ray_workers_on_a_local_cluster(tmp_path):
     pytest.importorskip("ray")
-    words = ["--env.name", "Pendulum-v1", "--collector", "ray", "--collector.workers", "2", "--output-dir", tmp_path]
-    assert run(monkeypatch, *SMALL, *words) == 0
-    assert rows(tmp_path)[-1]["frames"] == "400"
+    out, ray = tmp_path / "out", ["--collector", "ray", "--collector.workers", "2"]
+    process = start(tmp_path, *SMALL, "--env.name", "Pendulum-v1", *ray, "--output-dir", out)
+    assert process.wait(300) == 0, (tmp_path / "log").read_text()[-2_000:]
+    assert rows(out)[-1]["frames"] == "400"
 
 
 def test_help_is_there_before_pytorch_is():

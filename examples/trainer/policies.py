@@ -48,7 +48,7 @@ def export(path: Path, actor, records, env) -> None:
     if best.exists():
         actor.load_state_dict(torch.load(best, weights_only=True)["actor"])
     observation = env.observation_spec["observation_vector"].zero()
-    policy = DeployedPolicy(actor, records.statistics).eval()
+    policy = DeployedPolicy(actor, records.statistics).eval().requires_grad_(False)
     batch = {"observation": {0: torch.export.Dim("batch")}}
     program = torch.export.export(policy, (torch.stack([observation] * 2),), dynamic_shapes=batch)
     write_atomically(path, lambda temporary: torch.export.save(program, temporary))
