@@ -1,8 +1,9 @@
 """Train DDPG (Lillicrap et al. 2016, algorithm 1) or a descendant: ``python train_ddpg.py [PRESET] [--flags]``.
 
-From top to bottom: environment, networks, exploration, loss and update, replay buffer, evaluation, and the loop. What
-is not the algorithm stands in the folder ``trainer``: every setting with its default in ``configuration.py``, the
-environments of three libraries, the collectors, records, checkpoints and data to learn from.
+``train``, at the bottom, is algorithm 1; it calls the functions above it in their order: environment, networks,
+exploration, loss and update, replay buffer, evaluation. The equations are in the library, in ``torchrl_ddpg``. What is
+not the algorithm stands in the folder ``trainer``: every setting with its default and the presets in
+``configuration.py``, the environments of three libraries, the collectors, records, checkpoints and data to learn from.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ from trainer.records import Records
 
 
 def make_env(cfg, statistics=None, seed: int = 0, several: bool = True):
-    """The environments to train with, as one batch, or one to evaluate with; transformed and seeded."""
+    """Environments of ``cfg``, an ``EnvConfig``: ``several`` to train with, as one batch, or one to evaluate with.
+
+    ``statistics``: mean and standard deviation that observations are normalised with, or None.
+    """
     return transform(environments.make_several(cfg) if several else environments.make_one(cfg), cfg, statistics, seed)
 
 
@@ -58,13 +62,13 @@ def transform(env, cfg, statistics=None, seed: int = 0):
         steps.append(envs.ObservationNorm(*statistics, in_keys=["observation_vector"], standard_normal=True))
     steps += [envs.StepCounter(cfg.max_steps or None), envs.InitTracker()]
     env = envs.TransformedEnv(env, envs.Compose(*steps), auto_unwrap=False)
-    # The i-th of several gets the seed plus i: without this, the next run's environments would begin as this one's do.
+    # The i-th of several gets the seed plus i, so neighbouring seeds would share environments if they were not hashed.
     env.set_seed(random.Random(seed).randrange(2**30))
     return env
 
 
 class Squash(nn.Module):
-    """Tanh onto the action's range: what ``TanhDelta`` gives, without making a distribution at each call."""
+    """Tanh, scaled onto the action's range; what TorchRL's ``TanhDelta`` gives, without a distribution at each call."""
 
     def __init__(self, low, high) -> None:
         super().__init__()
@@ -77,7 +81,7 @@ class Squash(nn.Module):
 
 
 class FromImages(nn.Module):
-    """A network that is shown images of uint8 as numbers between 0 and 1."""
+    """Turns images of uint8 into numbers between 0 and 1 for a network."""
 
     def __init__(self, network) -> None:
         super().__init__()
@@ -89,13 +93,14 @@ class FromImages(nn.Module):
 
 
 def make_networks(cfg, env):
-    """Actor and critic as the loss's paper has them, whose lazy layers have seen one step."""
+    """Actor and critic as the loss's paper has them; layers find their input's size when they first see data."""
     if cfg.networks:
         return own_networks(cfg, env)
     spec, size = env.action_spec_unbatched, env.action_spec.shape[-1]
     common = {"activation_class": getattr(nn, cfg.activation), "depth": None}
     outputs = {"out_features": cfg.num_atoms if cfg.loss in ("d4pg", "fast-td3") else 1}
     norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": width} for width in cfg.hidden]}
+    # 0: the critic sees the action at its first layer; 1: after it, as in DDPG's paper.
     action_layer = int(cfg.loss in ("ddpg", "d4pg")) if cfg.action_layer is None else cfg.action_layer
     if env.observation_spec["observation_vector"].dtype == torch.uint8:
         net = FromImages(modules.DdpgCnnActor(size))
@@ -114,7 +119,7 @@ def make_networks(cfg, env):
         TensorDictModule(net, ["observation_vector"], inner_keys), TensorDictModule(onto_range, ["param"], ["action"])
     )
     critic = TensorDictModule(value, ["observation_vector", "action"], ["state_action_value"])
-    critic(actor(env.fake_tensordict()))
+    critic(actor(env.fake_tensordict()))  # the layers' first data
     return actor.to(cfg.device), critic.to(cfg.device)
 
 
@@ -122,7 +127,7 @@ def own_networks(cfg, env):
     """Actor and critic of the user's own making."""
     with refusing(f"--networks {cfg.networks}", "a function of (cfg, env) that returns actor and critic"):
         actor, critic = environments.look_up(cfg.networks)(cfg, env)
-        critic(actor(env.fake_tensordict())).select("action", "state_action_value")
+        critic(actor(env.fake_tensordict())).select("action", "state_action_value")  # raises if one is missing
         return actor.to(cfg.device), critic.to(cfg.device)
 
 
@@ -141,7 +146,7 @@ def make_exploration(cfg, actor, spec):
 
 
 def make_loss(cfg, actor, critic, spec):
-    """The loss, which holds the target networks; TD3's also makes the second critic."""
+    """The loss: it shares the networks' parameters, holds the targets, and for TD3 makes the second critic."""
     support = {"v_min": cfg.v_min, "v_max": cfg.v_max, "num_atoms": cfg.num_atoms}
     kind, options = {
         "ddpg": (DDPGLoss, {}),
@@ -171,7 +176,7 @@ def make_update(cfg, loss) -> UpdateStep:
         target_updater=targets,
         policy_delay=cfg.policy_delay or (1 if cfg.loss in ("ddpg", "d4pg") else 2),
         max_grad_norm=cfg.max_grad_norm or None,
-        compile=cfg.update == "compile",
+        compile=cfg.update == "compile",  # this and the next two change the speed, not the numbers
         record_operators=cfg.update == "record" and cfg.device == "cpu",
         cuda_graph=cfg.update == "cuda-graph",
     )
@@ -189,13 +194,13 @@ def make_replay(cfg, images: bool, size: int = 0):
         np.random.seed(cfg.seed)  # where this sampler draws from
         options["sampler"] = data.PrioritizedSampler(size, replay.alpha, replay.beta)
     storage = data.LazyMemmapStorage if images else data.LazyTensorStorage
-    # One draw of ten minibatches takes twice the time of a draw of one; every prioritised update moves priorities.
+    # A draw of ten minibatches takes twice the time of a draw of one, but priorities change with every update.
     draws = 1 if replay.sampler == "prioritised" or images else 10
     return data.TensorDictReplayBuffer(storage=storage(size), batch_size=replay.batch * draws, **options)
 
 
 def minibatches(cfg, replay, count: int):
-    """So many minibatches on the device, several a draw."""
+    """Yield ``count`` minibatches on the device, several of each draw."""
     while count > 0:
         drawn = replay.sample().to(cfg.device).split(cfg.replay.batch)[:count]
         yield from drawn
@@ -203,7 +208,7 @@ def minibatches(cfg, replay, count: int):
 
 
 def to_store(cfg, batch):
-    """What is stored of a collected batch: its n-step returns if asked for, and only what trains."""
+    """What is stored of a collected batch: n-step returns if asked for, and only the entries that the loss reads."""
     if cfg.n_steps > 1:
         ends = batch["next"].select(*environments.END_KEYS)
         batch = data.MultiStep(cfg.gamma, cfg.n_steps)(batch)
@@ -216,7 +221,7 @@ def to_store(cfg, batch):
 
 @torch.no_grad()
 def evaluate(cfg, env, actor, loss=None, stop=None) -> dict:
-    """Deterministic episodes, whose first states are the same every time: what they return, and what is wrong with Q.
+    """Deterministic episodes from the same seeds every time: returns, and how far Q is above the returns observed.
 
     Args:
         cfg: the configuration.
@@ -253,7 +258,7 @@ def overestimation(cfg, loss, run) -> list[float]:
         returns.append(following)
     known = len(rewards)
     if not run["next", "terminated"][-1].any():  # an episode that was cut: only where 95 % of the discounts are in it
-        known -= math.ceil(math.log(0.05) / math.log(cfg.gamma)) if 0 < cfg.gamma < 1 else known * (cfg.gamma == 1)
+        known = known - math.ceil(math.log(0.05) / math.log(cfg.gamma)) if 0 < cfg.gamma < 1 else 0
     if known < 1:
         return []
     steps = run[:known].exclude("td_error").to(cfg.device).unsqueeze(0)
@@ -303,7 +308,7 @@ def train(cfg, stop) -> None:
             records.evaluated(evaluate(cfg, eval_env, actor, stop=stop), actor)
         for batch in batches:
             # Act with mu(s) + N for a while; store actions, rewards and next states in R.
-            if batch is not None:
+            if batch is not None:  # None: learning from data alone
                 replay.extend(to_store(cfg, batch))
             records.collected(batch)
             records.owed += cfg.updates_per_batch if records.frames >= cfg.init_random_frames else 0
@@ -311,11 +316,11 @@ def train(cfg, stop) -> None:
             for sample in minibatches(cfg, replay, records.owed):
                 if stop.is_set():
                     break
-                batches.share_threads()
-                # Descend (y - Q(s, a))^2 with y = r + gamma Q'(s', mu'(s')), then ascend Q(s, mu(s)),
-                # then move Q' and mu' towards Q and mu.
-                records.updated(**update(sample))
-                replay.update_tensordict_priority(sample)
+                batches.share_threads()  # leave a core to an asynchronous collector while it works
+                # Descend (y - Q(s, a))^2 with y = r + gamma Q'(s', mu'(s')), or y = r where the episode ended;
+                # then ascend Q(s, mu(s)); then move Q' and mu' towards Q and mu. The descendants change the terms.
+                records.updated(**update(sample))  # counts one update of those that are owed
+                replay.update_tensordict_priority(sample)  # prioritised replay alone has priorities
             batches.send_weights()
             records.sent = records.updates
             noise.step(cfg.steps_per_batch * cfg.env.count)
@@ -327,6 +332,7 @@ def train(cfg, stop) -> None:
                 records.save_policy("policy.pt", actor)
         checkpoints.save(records)
         records.save_policy("policy.pt", actor)
+        # The best policy as one program, with normalisation and action scaling, that needs nothing of this repository.
         policies.export(cfg.output_dir / "policy.pt2", actor, records, eval_env)
         records.plot()
     print(records.summary())

@@ -131,8 +131,8 @@ print({flag: bool(episode["next", flag][-1]) for flag in ("done", "terminated", 
 # - ``ObservationNorm`` brings every entry of the observation to mean 0 and standard deviation 1.
 #   The angular speed goes up to 8 while cosine and sine stay within 1. Without normalisation the
 #   first layer sees little but the speed.
-# - ``InitTracker`` marks the first step of each episode in ``"is_init"``. The exploration noise
-#   below reads it.
+# - ``InitTracker`` marks the first step of each episode in ``"is_init"``. Noise that is correlated in
+#   time, such as Ornstein-Uhlenbeck noise, starts anew there.
 #
 # Mean and deviation are measured once, on random actions, and then fixed. Every environment, that
 # of the evaluation too, must use the *same* numbers; otherwise the policy would see other
@@ -240,7 +240,9 @@ policy = TensorDictSequential(actor, noise)
 
 # %%
 # The noise acts only in ``ExplorationType.RANDOM``, TorchRL's default and what the collector uses.
-# In ``ExplorationType.DETERMINISTIC`` it is passed over. We use that to evaluate:
+# In ``ExplorationType.DETERMINISTIC`` it is passed over, so a policy with noise can be evaluated too.
+# From here on, the *return* of an episode is the plain sum of its rewards in the environment's units,
+# which is what people report; the critic predicts the discounted sum of the scaled rewards.
 
 
 def evaluate(episodes=5):
@@ -280,9 +282,10 @@ collector = Collector(
 #
 # DDPG is *off-policy*: it may learn from old data, so we keep everything in a replay buffer and
 # draw minibatches at random. Most DDPG programs store single transitions. We store stretches of
-# trajectories: each item is 50 consecutive steps of one environment. The order in time stays, and
-# with it the choice to sum the rewards of several steps (next section). Transitions would be
-# ``buffer.extend(batch.reshape(-1))``.
+# trajectories: each item is 50 consecutive steps of one environment. Keeping the order lets us sum the
+# rewards of several steps (next section). To store single steps instead, extend the buffer with
+# ``data.reshape(-1)`` and drop the crop. A stretch may hold the end of an episode: the estimator sums
+# no further than ``done``.
 #
 # ``LazyMemmapStorage`` keeps the data in memory-mapped files, so a buffer may be larger than the
 # memory of the machine. Drawing returns a *crop* of 5 steps from each of 25 stretches. Crops rather
@@ -428,7 +431,8 @@ loss.make_value_estimator("td_lambda", gamma=gamma, lmbda=0.9)
 #    updater.step()
 #
 # :class:`~torchrl_ddpg.UpdateStep` is these lines in one call. On a CPU, ``record_operators=True``
-# makes it faster and gives the same numbers.
+# records the operators of an update once for each shape of batch and replays them, which is faster and
+# gives the same numbers.
 
 update = UpdateStep(
     loss,
@@ -444,8 +448,8 @@ update = UpdateStep(
 #
 # Collect, store, update once per collected frame, evaluate now and then. While actions are random,
 # nothing is trained. ``noise.step`` shrinks the noise. The policy in the collector *is* our actor,
-# so it needs no new weights; a collector in another process would, with
-# ``collector.update_policy_weights_()``.
+# so it needs no new weights. A collector in another process holds a copy of the policy; there, call
+# ``collector.update_policy_weights_()`` after the updates.
 
 frames, training, evaluations, values = 100, [], [(0, untrained_return)], []
 begin = time.perf_counter()
