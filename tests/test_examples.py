@@ -169,6 +169,18 @@ def test_mistyped_flag_ends_with_status_2(monkeypatch, capsys, words):
     assert words.split()[0] in capsys.readouterr().err
 
 
+def test_an_empty_folder_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command_line.parse(["--output-dir", ""])
+    assert '--output-dir "" says nothing; leave it out, or give it a value.' in capsys.readouterr().err
+
+
+def test_an_unknown_renderer_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("MUJOCO_GL", "foo")
+    assert run(monkeypatch, train=no_training) == 2
+    assert capsys.readouterr().err == "train_ddpg.py: MUJOCO_GL=foo is no renderer; accepted: egl, glfw, osmesa.\n"
+
+
 def test_a_cuda_graph_is_refused_without_cuda(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(monkeypatch, "--update", "cuda-graph", "--output-dir", tmp_path, train=no_training) == 2

@@ -26,6 +26,15 @@ from trainer.errors import UserError, refusing
 NAMES = {"gymnasium": "HalfCheetah-v5", "dm-control": "cheetah-run", "torchrl": "PendulumEnv"}
 FREE_TO_CHANGE = {"total_frames", "threads", "timeout", "logger", "output_dir", "resume", "eval", "checkpoint"}
 OFFLINE, CATEGORICAL = ("td3-bc", "rebrac"), ("d4pg", "fast-td3")
+RENDERERS = {
+    "",
+    "egl",
+    "glfw",
+    "osmesa",
+    "cgl",
+    "wgl",
+    *["0", "1", "off", "on", "false", "true", "disable", "enable", "disabled", "enabled"],
+}
 RENDERING = "to render without a screen: MUJOCO_GL=egl, and Debian's libegl1, libopengl0 and libgl1-mesa-dri"
 
 
@@ -43,6 +52,8 @@ def parse(words: list[str]) -> Config:
             if preset:
                 raise UserError(f"--resume takes its settings from {folder}; leave {preset} out.")
             default = read_config(folder)
+        if "" in words:  # as a path it would be the current folder
+            raise UserError(f'{words[words.index("") - 1]} "" says nothing; leave it out, or give it a value.')
         prog = f"train_ddpg.py [{' | '.join(PRESETS)}]"
         cfg = tyro.cli(Config, default=default, args=words, prog=prog)
         check_numbers(cfg)
@@ -128,6 +139,7 @@ def check_combinations(cfg: Config) -> None:
     env.name = env.name or NAMES[env.backend]
     single = cfg.replay.crop == 1 and cfg.n_steps == 1
     data = "the folder of an earlier run, or the id of a Minari dataset on this machine"
+    renderer = os.environ.get("MUJOCO_GL", "").lower()
     support = f"--loss {cfg.loss} needs --v-min below --v-max: the range of discounted returns, in scaled rewards"
     last = cfg.action_layer == 1 or (cfg.action_layer is None and cfg.loss in ("ddpg", "d4pg"))
     for right, sentence in (
@@ -150,7 +162,7 @@ def check_combinations(cfg: Config) -> None:
         (env.max_steps or env.backend != "torchrl", "--env.max-steps 0: TorchRL's environments never end"),
         (cfg.workers == 1 or cfg.collector != "sync", "--collector.workers goes with --collector async or ray"),
         (cfg.device != "cpu" or cfg.update != "cuda-graph", "--update cuda-graph goes with --device cuda or auto"),
-        (str(cfg.output_dir) != "", '--output-dir "" is no folder; accepted: a folder that can be written'),
+        (renderer in RENDERERS, f"MUJOCO_GL={renderer} is no renderer; accepted: egl, glfw, osmesa"),
     ):
         if not right:
             raise UserError(f"{sentence}.")
