@@ -147,7 +147,8 @@ class Collecting(contextlib.AbstractContextManager):
         """Raise if there is no point in waiting any longer."""
         if self.stop.is_set() and self.cfg.collector != "sync":
             raise StopWaiting
-        if self.dead_worker():
+        # Synchronously, TorchRL looks itself, and ends its workers while the last batch is waited for.
+        if self.cfg.collector != "sync" and self.dead_worker():
             raise CollectionError(f"collecting failed: {self.dead_worker()}.")
         if waited > self.cfg.timeout:
             raise CollectionError(f"collecting failed: nothing came for {waited:.0f} seconds (--collector.timeout).")
