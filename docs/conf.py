@@ -65,7 +65,6 @@ sphinx_gallery_conf = {
     "write_computation_times": False,  # its page asks other hosts
     "show_signature": False,
     "remove_config_comments": True,
-    "plot_gallery": True,
 }
 
 html_theme = "furo"
