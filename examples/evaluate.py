@@ -12,6 +12,7 @@ from torchrl import envs
 
 import train_ddpg
 from trainer import command_line, environments
+from trainer.configuration import RENDERING
 from trainer.errors import UserError, refusing
 from trainer.policies import DeployedPolicy
 
@@ -35,7 +36,7 @@ def record(path: Path, cfg, actor, statistics, seed: int) -> None:
     """Write a deterministic episode as a video."""
     import imageio.v3
 
-    with refusing(f"--video {path}", command_line.RENDERING):
+    with refusing(f"--video {path}", RENDERING):
         base = environments.make_one(cfg.env, render=True)
         env = train_ddpg.transform(base, cfg.env, statistics, seed)
         frames = [environments.image(base)]

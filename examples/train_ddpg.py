@@ -39,7 +39,8 @@ from torchrl_ddpg import (
 from trainer import command_line, environments, offline_data, policies
 from trainer.checkpoints import Checkpoints
 from trainer.collectors import Collecting
-from trainer.errors import refusing
+from trainer.evaluation import overestimation
+from trainer.networks import FromImages, Squash, own_networks
 from trainer.records import Records
 
 
@@ -65,31 +66,6 @@ def transform(env, cfg, statistics=None, seed: int = 0):
     # The i-th of several gets the seed plus i, so neighbouring seeds would share environments if they were not hashed.
     env.set_seed(random.Random(seed).randrange(2**30))
     return env
-
-
-class Squash(nn.Module):
-    """Tanh, scaled onto the action's range; what TorchRL's ``TanhDelta`` gives, without a distribution at each call."""
-
-    def __init__(self, low, high) -> None:
-        super().__init__()
-        self.register_buffer("middle", (low + high) / 2)
-        self.register_buffer("half_range", (high - low) / 2)
-
-    def forward(self, param):
-        """The action, of the shape of ``param``."""
-        return torch.addcmul(self.middle, self.half_range, param.tanh())
-
-
-class FromImages(nn.Module):
-    """Turns images of uint8 into numbers between 0 and 1 for a network."""
-
-    def __init__(self, network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images, *others):
-        """What the network gives."""
-        return self.network(images.float() / 255, *others)
 
 
 def make_networks(cfg, env):
@@ -121,14 +97,6 @@ def make_networks(cfg, env):
     critic = TensorDictModule(value, ["observation_vector", "action"], ["state_action_value"])
     critic(actor(env.fake_tensordict()))  # the layers' first data
     return actor.to(cfg.device), critic.to(cfg.device)
-
-
-def own_networks(cfg, env):
-    """Actor and critic of the user's own making."""
-    with refusing(f"--networks {cfg.networks}", "a function of (cfg, env) that returns actor and critic"):
-        actor, critic = environments.look_up(cfg.networks)(cfg, env)
-        critic(actor(env.fake_tensordict())).select("action", "state_action_value")  # raises if one is missing
-        return actor.to(cfg.device), critic.to(cfg.device)
 
 
 def make_exploration(cfg, actor, spec):
@@ -248,23 +216,6 @@ def evaluate(cfg, env, actor, loss=None, stop=None) -> dict:
     result = {"eval_return": mean["return"], "eval_std": float(np.std(found["return"])), "eval_length": mean["length"]}
     result |= {"saturated_actions": mean["saturated"]}
     return result | ({"overestimation": mean["overestimation"]} if "overestimation" in mean else {})
-
-
-def overestimation(cfg, loss, run) -> list[float]:
-    """Mean of Q(s, a) less the discounted return that followed, in the environment's units; none if it is not known."""
-    rewards, following, returns = run["next", "reward"].squeeze(-1).tolist(), 0.0, []
-    for reward in reversed(rewards):
-        following = reward + cfg.gamma * following
-        returns.append(following)
-    known = len(rewards)
-    if not run["next", "terminated"][-1].any():  # an episode that was cut: only where 95 % of the discounts are in it
-        known = known - math.ceil(math.log(0.05) / math.log(cfg.gamma)) if 0 < cfg.gamma < 1 else 0
-    if known < 1:
-        return []
-    steps = run[:known].exclude("td_error").to(cfg.device).unsqueeze(0)
-    with torch.random.fork_rng(devices=[]):  # TD3's target noise, so that evaluating changes nothing
-        value = loss.loss_value(steps)[1]["pred_value"].mean().item()
-    return [(value - sum(returns[::-1][:known]) / known) / cfg.env.reward_scale]
 
 
 def measure(cfg, transitions=None):

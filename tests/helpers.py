@@ -136,3 +136,21 @@ LOSSES = {
     "own: quantiles": Case(partial(make, QuantileLoss), "value_network", "loss_value", ("td0",)),
     "own: random ensemble": Case(partial(make, RandomEnsembleLoss), "qvalue_network", "loss_qvalue"),
 }
+
+
+def train_with_delay(loss, batches, tau):
+    """Adam's steps at 1e-2 by hand: the critics at every (step, batch), actor and targets at every second."""
+    updater = SoftUpdate(loss, tau=tau)
+    critics = getattr(loss, f"{loss.critic_name}_params").parameters()
+    actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), lr=1e-2)
+    critic_optimizer = torch.optim.Adam(critics, lr=1e-2)
+    for step, td in batches:
+        torch.manual_seed(step)
+        critic_optimizer.zero_grad()
+        loss.loss_value(td)[0].backward()
+        critic_optimizer.step()
+        if step % 2:
+            actor_optimizer.zero_grad()
+            loss.loss_actor(td)[0].backward()
+            actor_optimizer.step()
+            updater.step()

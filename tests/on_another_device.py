@@ -175,7 +175,7 @@ def test_the_trainer_runs(monkeypatch, tmp_path, words):
 
     preset = [word for word in words.split()[:1] if not word.startswith("--")]
     flags = [*preset, *test_examples.SMALL, *words.split()[len(preset) :], "--output-dir", tmp_path]
-    assert test_examples.run(monkeypatch, *flags, train=train) == 0
+    assert test_examples.run(*flags, train=train) == 0
     assert len(test_examples.evaluations(tmp_path)) == 2
     saved = torch.load(tmp_path / "policy.pt", weights_only=True)["actor"]
     assert {value.device.type for value in saved.values()} == {"cpu"}

@@ -10,7 +10,7 @@ from torch import nn
 from torchrl.data import Bounded, Composite
 from torchrl.modules import ValueOperator
 
-from helpers import ACTION, LOSSES, OBSERVATION, Critic, batch, gradients, make, networks
+from helpers import ACTION, LOSSES, OBSERVATION, Critic, batch, gradients, make, networks, train_with_delay
 from torchrl_ddpg import D4PGLoss, SoftUpdate, TD3BCLoss, TD3Loss
 from torchrl_ddpg import functional as F  # noqa: N812
 
@@ -130,19 +130,7 @@ def test_fifty_updates_end_with_the_oracles_parameters(bc):
     critics = [ValueOperator(q, in_keys=["observation", "action"]) for q in critics]
     loss = (TD3BCLoss if bc else TD3Loss)(wrapped, critics, bounds=(LOW, HIGH), loss_function="l2")
     loss.make_value_estimator("td0", gamma=GAMMA)
-    updater = SoftUpdate(loss, tau=TAU)
-    actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), lr=1e-2)
-    critic_optimizer = torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=1e-2)
-    for step, td in data():
-        torch.manual_seed(step)
-        critic_optimizer.zero_grad()
-        loss.loss_value(td)[0].backward()
-        critic_optimizer.step()
-        if step % 2:
-            actor_optimizer.zero_grad()
-            loss.loss_actor(td)[0].backward()
-            actor_optimizer.step()
-            updater.step()
+    train_with_delay(loss, data(), tau=TAU)
     ours = [*actor.parameters(), *(p for q in critics for p in q.parameters()), *loss.target_pairs("parameters")[0]]
     torch.testing.assert_close([p.data for p in ours], expected, rtol=1e-9, atol=1e-11)
 

@@ -9,8 +9,8 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import ValueOperator
 
-from helpers import ACTION, OBSERVATION, Critic, batch, gradients, make, networks
-from torchrl_ddpg import D4PGLoss, FastTD3Loss, SoftUpdate, TD3Loss
+from helpers import ACTION, OBSERVATION, Critic, batch, gradients, make, networks, train_with_delay
+from torchrl_ddpg import D4PGLoss, FastTD3Loss, TD3Loss
 
 GAMMA, TAU, STEPS, ATOMS, LOW, HIGH = 0.96875, 0.05, 50, 11, -5.0, 5.0
 
@@ -77,20 +77,7 @@ def test_fifty_updates_end_with_the_oracles_parameters(combine):
     values = [ValueOperator(q, in_keys=["observation", "action"]) for q in critics]
     options = {"v_min": LOW, "v_max": HIGH, "num_atoms": ATOMS, "bounds": (-1.0, 1.0), "policy_noise": 0.2}
     loss = FastTD3Loss(wrapped, values, combine_critics=combine, **options).make_value_estimator("td0", gamma=GAMMA)
-    updater = SoftUpdate(loss, tau=TAU)
-    actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), lr=1e-2)
-    critic_optimizer = torch.optim.Adam(loss.value_network_params.parameters(), lr=1e-2)
-    for step in range(STEPS):
-        td = batch(16, seed=step, dtype=torch.float64)
-        torch.manual_seed(step)
-        critic_optimizer.zero_grad()
-        loss.loss_value(td)[0].backward()
-        critic_optimizer.step()
-        if step % 2:
-            actor_optimizer.zero_grad()
-            loss.loss_actor(td)[0].backward()
-            actor_optimizer.step()
-            updater.step()
+    train_with_delay(loss, ((step, batch(16, seed=step, dtype=torch.float64)) for step in range(STEPS)), tau=TAU)
     ours = [*actor.parameters(), *(p for q in critics for p in q.parameters()), *loss.target_pairs("parameters")[0]]
     torch.testing.assert_close([p.data for p in ours], oracle(combine), rtol=1e-9, atol=1e-11)
 

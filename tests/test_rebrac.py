@@ -10,8 +10,8 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import ValueOperator
 
-from helpers import ACTION, OBSERVATION, Critic, batch, gradients, make
-from torchrl_ddpg import BatchError, ReBRACLoss, SoftUpdate, TD3BCLoss, with_next_actions
+from helpers import ACTION, OBSERVATION, Critic, batch, gradients, make, train_with_delay
+from torchrl_ddpg import BatchError, ReBRACLoss, TD3BCLoss, with_next_actions
 
 GAMMA, TAU, STEPS, LOW, HIGH = 0.96875, 0.05, 50, -2.0, 2.0
 
@@ -59,20 +59,7 @@ def test_fifty_updates_end_with_the_oracles_parameters():
     critics = [ValueOperator(q, in_keys=["observation", "action"]) for q in critics]
     loss = ReBRACLoss(wrapped, critics, bounds=(LOW, HIGH), alpha_actor=0.7, alpha_critic=0.3)
     loss.make_value_estimator("td0", gamma=GAMMA)
-    updater = SoftUpdate(loss, tau=TAU)
-    actor_optimizer = torch.optim.Adam(loss.actor_network_params.parameters(), lr=1e-2)
-    critic_optimizer = torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=1e-2)
-    for step in range(STEPS):
-        td = batch(16, seed=step, dtype=torch.float64)
-        torch.manual_seed(step)
-        critic_optimizer.zero_grad()
-        loss.loss_value(td)[0].backward()
-        critic_optimizer.step()
-        if step % 2:
-            actor_optimizer.zero_grad()
-            loss.loss_actor(td)[0].backward()
-            actor_optimizer.step()
-            updater.step()
+    train_with_delay(loss, ((step, batch(16, seed=step, dtype=torch.float64)) for step in range(STEPS)), tau=TAU)
     ours = [*actor.parameters(), *(p for q in critics for p in q.parameters()), *loss.target_pairs("parameters")[0]]
     torch.testing.assert_close([p.data for p in ours], expected, rtol=1e-9, atol=1e-11)
 

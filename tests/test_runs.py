@@ -46,7 +46,7 @@ def table(folder, first=0):
 )
 def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(monkeypatch, tmp_path, words):
     words = [*SMALL, *words.split(), *EVERY_BATCH]
-    assert run(monkeypatch, *words, "--output-dir", tmp_path / "whole") == 0
+    assert run(*words, "--output-dir", tmp_path / "whole") == 0
     keep, saved = shutil.copytree, checkpoints.Checkpoints.save
 
     def copy_at_half(self, records):
@@ -55,9 +55,9 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(monkeypatch, tmp_pat
             keep(self.folder, tmp_path / "half")
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", copy_at_half)
-    assert run(monkeypatch, *words, "--output-dir", tmp_path / "first") == 0
+    assert run(*words, "--output-dir", tmp_path / "first") == 0
     assert [row["frames"] for row in rows(tmp_path / "half")][-1] == "200"
-    assert run(monkeypatch, "--resume", tmp_path / "half") == 0
+    assert run("--resume", tmp_path / "half") == 0
     assert table(tmp_path / "half") == table(tmp_path / "whole")
     assert float(table(tmp_path / "half", 300)[0]["loss_value"]) > 0
     for name in ("policy.pt", "best_policy.pt"):
@@ -67,9 +67,9 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(monkeypatch, tmp_pat
 
 def test_finished_run_goes_on_for_more_frames(monkeypatch, tmp_path):
     words = [*SMALL, "--env.name", "Pendulum-v1", *EVERY_BATCH, "--output-dir", tmp_path]
-    assert run(monkeypatch, *words) == 0
+    assert run(*words) == 0
     updates = int(rows(tmp_path)[-1]["updates"])
-    assert run(monkeypatch, "--resume", tmp_path, "--total-frames", "600") == 0
+    assert run("--resume", tmp_path, "--total-frames", "600") == 0
     assert [row["frames"] for row in rows(tmp_path)] == [str(frames) for frames in range(0, 601, 100)]
     assert int(rows(tmp_path)[-1]["updates"]) == updates + 6
     assert len(checkpoints.read_transitions(tmp_path).reshape(-1)) == 300
@@ -84,23 +84,23 @@ def test_finished_run_goes_on_for_more_frames(monkeypatch, tmp_path):
     ],
 )
 def test_contradiction_of_the_run_so_far_is_refused(monkeypatch, capsys, tmp_path, words, sentence):
-    (tmp_path / "config.yaml").write_text(finished_run(monkeypatch, tmp_path / "run").read_text())
-    assert run(monkeypatch, "--resume", tmp_path, *words.split()) == 2
+    (tmp_path / "config.yaml").write_text(finished_run(tmp_path / "run").read_text())
+    assert run("--resume", tmp_path, *words.split()) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert "what can change: --checkpoint, --collector.timeout, --eval, --logger, --threads, --total-frames." in error
 
 
 def test_a_folder_without_a_checkpoint_cannot_be_resumed(monkeypatch, capsys, tmp_path):
-    config = finished_run(monkeypatch, tmp_path / "run")
+    config = finished_run(tmp_path / "run")
     (tmp_path / "config.yaml").write_text(config.read_text())
-    assert run(monkeypatch, "--resume", tmp_path) == 1
+    assert run("--resume", tmp_path) == 1
     assert "no checkpoint is there; accepted: a run's output folder." in capsys.readouterr().err
 
 
-def finished_run(monkeypatch, folder):
+def finished_run(folder):
     words = [*SMALL, "--env.name", "Pendulum-v1", "--total-frames", "200", "--output-dir", folder]
-    assert run(monkeypatch, *words) == 0
+    assert run(*words) == 0
     return folder / "config.yaml"
 
 
@@ -191,7 +191,7 @@ def test_a_batch_that_never_comes_ends_in_a_sentence(monkeypatch, capsys, tmp_pa
     monkeypatch.setattr(collectors.collectors, "Collector", Hanging)
     words = ["--env.name", "Pendulum-v1", "--collector.timeout", "2", "--output-dir", tmp_path]
     began = time.monotonic()
-    assert run(monkeypatch, *SMALL, *words) == 1
+    assert run(*SMALL, *words) == 1
     assert time.monotonic() - began < 50
     assert "collecting failed: nothing came for 2 seconds (--collector.timeout)." in capsys.readouterr().err
     assert CheckpointRotation(tmp_path / "checkpoints", keep_last=1).latest().name.endswith("200")
@@ -207,7 +207,7 @@ def test_a_batch_that_never_comes_ends_in_a_sentence(monkeypatch, capsys, tmp_pa
 def test_a_failing_environment_ends_in_a_sentence_and_a_checkpoint(monkeypatch, capsys, tmp_path, name, sentence):
     words = ["--env.name", f"trainer_environments:{name}-v0", "--env.frame-skip", 1, "--output-dir", tmp_path]
     monkeypatch.setattr(test_examples.train_ddpg, "measure", lambda *_: (0.0, None))
-    assert run(monkeypatch, *SMALL, "--eval.interval", 0, *words, "--total-frames", 1000) == 1
+    assert run(*SMALL, "--eval.interval", 0, *words, "--total-frames", 1000) == 1
     assert sentence in capsys.readouterr().err
     kept = checkpoints.read_transitions(tmp_path).reshape(-1)
     assert 200 <= len(kept) < 400
@@ -225,32 +225,32 @@ def test_full_disk_ends_in_a_sentence_and_leaves_the_last_checkpoint(monkeypatch
 
     monkeypatch.setattr(checkpoints.CheckpointRotation, "save", fills_the_disk)
     words = ["--env.name", "Pendulum-v1", *EVERY_BATCH, "--output-dir", tmp_path]
-    assert run(monkeypatch, *SMALL, *words) == 1
+    assert run(*SMALL, *words) == 1
     error = capsys.readouterr().err
     assert "no room for a checkpoint in" in error
     assert f"go on with --resume {tmp_path}." in error
     assert len(written) == 1
     monkeypatch.undo()
-    assert run(monkeypatch, "--resume", tmp_path) == 0
+    assert run("--resume", tmp_path) == 0
     assert rows(tmp_path)[-1]["frames"] == "400"
 
 
 def test_nothing_of_an_earlier_run_stays_beside_the_next(monkeypatch, tmp_path):
-    finished_run(monkeypatch, tmp_path)
+    finished_run(tmp_path)
     monkeypatch.setattr(test_examples.train_ddpg, "make_update", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(monkeypatch, *SMALL, "--env.name", "Hopper-v5", "--output-dir", tmp_path)
+        run(*SMALL, "--env.name", "Hopper-v5", "--output-dir", tmp_path)
     assert "Pendulum" in (tmp_path / "config.yaml").read_text()  # the earlier run is whole until the next begins
     monkeypatch.undo()
     monkeypatch.setattr(collectors.Collecting, "__iter__", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(monkeypatch, *SMALL, "--env.name", "Hopper-v5", "--eval.interval", 0, "--output-dir", tmp_path)
+        run(*SMALL, "--env.name", "Hopper-v5", "--eval.interval", 0, "--output-dir", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.csv"]
 
 
 def test_exported_policy_equals_the_live_one(monkeypatch, tmp_path):
     words = ["--env.name", "Pendulum-v1", *EVERY_BATCH, "--output-dir", tmp_path]
-    assert run(monkeypatch, *SMALL, *words) == 0
+    assert run(*SMALL, *words) == 0
     program = torch.export.load(tmp_path / "policy.pt2").module()
     _, env, actor, statistics = evaluate.load(tmp_path)
     seen = torch.randn(1_000, 3) * torch.tensor([1.0, 1.0, 8.0])
@@ -265,7 +265,7 @@ def test_exported_policy_equals_the_live_one(monkeypatch, tmp_path):
 
 def test_ten_lines_of_the_docs_use_the_exported_policy(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, *SMALL, "--env.name", "Pendulum-v1", "--env.frame-skip", 1) == 0
+    assert run(*SMALL, "--env.name", "Pendulum-v1", "--env.frame-skip", 1) == 0
     page = (EXAMPLES.parent / "docs" / "trainer.md").read_text()
     names = {}
     exec(page.split("```{code-block} python")[1].split("```")[0], names)
@@ -274,7 +274,7 @@ def test_ten_lines_of_the_docs_use_the_exported_policy(monkeypatch, tmp_path):
 
 def test_evaluate_prints_records_and_exports(monkeypatch, capsys, tmp_path):
     words = ["--env.name", "Pendulum-v1", *EVERY_BATCH, "--output-dir", tmp_path]
-    assert run(monkeypatch, *SMALL, *words) == 0
+    assert run(*SMALL, *words) == 0
     onnxruntime = pytest.importorskip("onnxruntime")
     files = ["--video", tmp_path / "episode.gif", "--onnx", tmp_path / "policy.onnx"]
     assert evaluate.main([str(word) for word in (tmp_path, "--episodes", 2, *files)]) == 0
@@ -306,7 +306,7 @@ def test_logger_takes_every_row(monkeypatch, tmp_path, name):
         kind, "log_scalar", lambda self, key, *rest, **more: logged.append(key) or log(self, key, *rest, **more)
     )
     words = ["--env.name", "Pendulum-v1", "--logger", name, "--output-dir", tmp_path / "out"]
-    assert run(monkeypatch, *SMALL, *words) == 0
+    assert run(*SMALL, *words) == 0
     assert logged.count("loss_value") == sum(row["loss_value"] != "" for row in rows(tmp_path / "out"))
     assert logged.count("eval_return") == 3
 

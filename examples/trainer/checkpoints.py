@@ -32,19 +32,19 @@ class ReplayContent:
         self.replay.writer.dumps(path / "writer")
 
     def load(self, path: Path) -> None:
-        """Fill the buffer with it; a buffer that has become larger takes the items, oldest first."""
+        """Fill the buffer with it; a buffer of another size takes the items, oldest first."""
         capacity, items = read_items(path)
-        larger = capacity < self.replay.storage.max_size
-        self.replay.writer.loads(path / "writer")
-        if larger and len(items) == capacity:  # the next to be overwritten is the oldest
-            items = items[torch.arange(capacity).roll(-self.replay.writer.state_dict()["_cursor"])]
+        writer, same = self.replay.writer, capacity == self.replay.storage.max_size
+        if not same and isinstance(self.replay.sampler, PrioritizedSampler):
+            raise UserError("a prioritised replay buffer cannot change its size: leave --total-frames as it was.")
+        writer.loads(path / "writer")
+        if not same and len(items) == capacity:  # the next to be overwritten is the oldest
+            items = items[torch.arange(capacity).roll(-writer.state_dict()["_cursor"])]
         self.replay.empty()
         self.replay.extend(items)
-        if not larger or len(items) < capacity:
-            self.replay.writer.loads(path / "writer")
-        if capacity != self.replay.storage.max_size and isinstance(self.replay.sampler, PrioritizedSampler):
-            raise UserError("a prioritised replay buffer cannot change its size: leave --total-frames as it was.")
-        self.replay.sampler.loads(path / "sampler")
+        if same:
+            writer.loads(path / "writer")
+            self.replay.sampler.loads(path / "sampler")
 
 
 def read_items(path: Path) -> tuple[int, TensorDict]:
@@ -88,8 +88,8 @@ class Checkpoints:
             )
         if len(self.replay) and "replay" not in self.checkpoint:
             self.checkpoint.register("replay", ReplayContent(self.replay))
-        best = -1e30 if records.best is None else records.latest
-        self.rotation.save(self.checkpoint, step=records.frames, metadata={"eval_return": best})
+        latest = -1e30 if records.latest is None else records.latest  # never evaluated
+        self.rotation.save(self.checkpoint, step=records.frames, metadata={"eval_return": latest})
 
     def load(self, *names: str) -> None:
         """Go on from the latest checkpoint; random numbers come last, when nothing draws any more."""

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+RENDERING = "to render without a screen: MUJOCO_GL=egl, and Debian's libegl1, libopengl0 and libgl1-mesa-dri"
+
 
 @dataclass(frozen=True)
 class Range:
