@@ -145,8 +145,9 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         low, high = action_bounds.read(self.action_keys[0], action_spec, bounds)
         self._register_constant("min_action", low)
         self._register_constant("max_action", high)
-        for name, bound in zip(("_nearly_lowest", "_nearly_highest"), action_bounds.nearly(low, high), strict=True):
-            self.register_buffer(name, bound, persistent=False)  # configuration, as the bounds are
+        low, high = action_bounds.nearly(self._buffers["min_action"], self._buffers["max_action"])
+        self.register_buffer("_nearly_lowest", low, persistent=False)  # configuration, as the bounds are
+        self.register_buffer("_nearly_highest", high, persistent=False)
         self.make_value_estimator()
 
     @classmethod
