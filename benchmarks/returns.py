@@ -1,7 +1,8 @@
 """Returns over frames, ours and SB3's: ``python benchmarks/returns.py --runs td3:HalfCheetah-v5:0``.
 
-A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3. Interrupted runs go on where
-their last checkpoint is. ``--report`` draws the curves and prints the table of what ``docs/results`` holds.
+A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3; ``td3-2018`` is TD3 with its
+paper's networks, rates and batch, and ``tutorial`` the trainer's default preset. Interrupted runs go on where their last
+checkpoint is. ``--report`` draws the curves and prints the table of what ``docs/results`` holds.
 """
 
 from __future__ import annotations
@@ -44,6 +45,23 @@ PUBLISHED = {
     200_000: (5785, 6812, 7807),
     300_000: (6196, 7657, 9049),
 }
+# TD3's paper; the preset has what its authors and others take since 2020.
+PAPER = "--hidden 400 300 --replay.batch 100 --actor-lr 1e-3 --critic-lr 1e-3".split()
+# 1 for every step at which the pendulum stands: at most 1 / (1 - gamma).
+SUPPORT = {"InvertedPendulum-v5": ["--v-min", "0", "--v-max", "100"]}
+
+
+def settings(loss: str, environment: str) -> list[str]:
+    """The trainer's flags for a loss on an environment."""
+    if loss == "tutorial":  # the command without an argument
+        return ["--env.name", environment]
+    words = ["--loss", loss.removesuffix("-2018"), "--env.name", environment, "--eval.episodes", "10", "--threads", "1"]
+    if environment == "Pendulum-v1":
+        return ["pendulum", *words, "--eval.interval", "1000"]
+    words = ["mujoco", *words, "--collector", "sync", "--init-random-frames"]
+    if environment == "InvertedPendulum-v5":
+        return [*words, "1000", "--eval.interval", "1000", *SUPPORT[environment]]
+    return [*words, "10000", *(PAPER if loss == "td3-2018" else []), "--checkpoint.interval", "25000"]
 
 
 def command(name: str, frames: int, folder: Path) -> list[str]:
@@ -55,9 +73,8 @@ def command(name: str, frames: int, folder: Path) -> list[str]:
     script = str(HERE.parent / "examples" / "train_ddpg.py")
     if (folder / "checkpoints").exists():
         return [sys.executable, script, "--resume", str(folder), "--total-frames", str(frames)]
-    words = ["mujoco", "--loss", loss, "--env.name", environment, "--seed", seed, "--total-frames", str(frames)]
-    words += ["--collector", "sync", "--threads", "1", "--init-random-frames", "10000", "--eval.episodes", "10"]
-    return [sys.executable, script, *words, "--checkpoint.interval", "25000", "--output-dir", str(folder)]
+    words = [*settings(loss, environment), "--seed", seed, "--total-frames", str(frames)]
+    return [sys.executable, script, *words, "--output-dir", str(folder)]
 
 
 def run(name: str, frames: int, work: Path) -> None:
@@ -128,7 +145,7 @@ def report() -> None:
             values = np.array([seed[frames] for seed in seeds.values() if frames in seed])
             if len(values):
                 low, high = interval(values)
-                band = PUBLISHED.get(frames) if (loss, environment) == ("td3", "HalfCheetah-v5") else None
+                band = PUBLISHED.get(frames) if (loss[:3], environment) == ("td3", "HalfCheetah-v5") else None
                 each = ", ".join(f"{value:.0f}" for value in values)
                 shown = [
                     f"{interquartile_mean(values):.0f}",
