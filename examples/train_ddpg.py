@@ -44,24 +44,25 @@ from trainer.networks import FromImages, Squash, own_networks
 from trainer.records import Records
 
 
-def make_env(cfg, statistics=None, seed: int = 0, several: bool = True):
-    """Environments of ``cfg``, an ``EnvConfig``: ``several`` to train with, as one batch, or one to evaluate with.
+def make_env(env_cfg, statistics=None, seed: int = 0, several: bool = True):
+    """Environments of ``cfg.env``: ``several`` to train with, as one batch, or one to evaluate with.
 
     ``statistics``: mean and standard deviation that observations are normalised with, or None.
     """
-    return transform(environments.make_several(cfg) if several else environments.make_one(cfg), cfg, statistics, seed)
+    env = environments.make_several(env_cfg) if several else environments.make_one(env_cfg)
+    return transform(env, env_cfg, statistics, seed)
 
 
-def transform(env, cfg, statistics=None, seed: int = 0):
+def transform(env, env_cfg, statistics=None, seed: int = 0):
     """The environment with the transforms behind it, seeded."""
     steps = [
         envs.RewardSum(),  # before the scaling, so that returns stay in the environment's own units
-        envs.RewardScaling(0.0, cfg.reward_scale),
+        envs.RewardScaling(0.0, env_cfg.reward_scale),
         *environments.to_observation_vector(env),
     ]
     if statistics:
         steps.append(envs.ObservationNorm(*statistics, in_keys=["observation_vector"], standard_normal=True))
-    steps += [envs.StepCounter(cfg.max_steps or None), envs.InitTracker()]
+    steps += [envs.StepCounter(env_cfg.max_steps or None), envs.InitTracker()]
     env = envs.TransformedEnv(env, envs.Compose(*steps), auto_unwrap=False)
     # The i-th of several gets the seed plus i, so neighbouring seeds would share environments if they were not hashed.
     env.set_seed(random.Random(seed).randrange(2**30))
@@ -100,7 +101,7 @@ def make_networks(cfg, env):
 
 
 def make_exploration(cfg, actor, spec):
-    """The actor with noise behind it, and the noise, whose ``step`` anneals it."""
+    """The actor with noise behind it, and the noise, whose ``step`` anneals it: from all of it to the share ``end``."""
     noise, steps = cfg.noise, math.ceil(cfg.noise.anneal_frames / cfg.env.frame_skip)
     half_range = (spec.space.high - spec.space.low).float() / 2
     if noise.kind == "ou":
@@ -262,6 +263,7 @@ def train(cfg, stop) -> None:
             if batch is not None:  # None: learning from data alone
                 replay.extend(to_store(cfg, batch))
             records.collected(batch)
+            # The updates still to be made are counted in records, which a checkpoint holds.
             records.owed += cfg.updates_per_batch if records.frames >= cfg.init_random_frames else 0
             # Sample a minibatch from R.
             for sample in minibatches(cfg, replay, records.owed):
@@ -273,7 +275,7 @@ def train(cfg, stop) -> None:
                 records.updated(**update(sample))  # counts one update of those that are owed
                 replay.update_tensordict_priority(sample)  # prioritised replay alone has priorities
             batches.send_weights()
-            records.sent = records.updates
+            records.sent = records.updates  # the column `staleness` tells how many updates later they act
             noise.step(cfg.steps_per_batch * cfg.env.count)
             if records.passed(cfg.eval.interval):
                 records.evaluated(evaluate(cfg, eval_env, actor, loss, stop), actor)
