@@ -95,7 +95,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
     actor_method: ClassVar[str] = "loss_actor"
     further_out_keys = ("actor_saturation", "target_saturation")
     reports_saturation: bool = True
-    """Whether the terms give these two metrics, where bounds are known; False saves some ten small operations."""
+    """Whether the terms give these two metrics, where bounds are known; False saves eight small operations."""
     actor_critics: Sequence[int] = (0,)
     """Which of several critics the actor's term runs, by their positions."""
 
