@@ -44,24 +44,25 @@ from trainer.networks import FromImages, Squash, own_networks
 from trainer.records import Records
 
 
-def make_env(cfg, statistics=None, seed: int = 0, several: bool = True):
-    """Environments of ``cfg``, an ``EnvConfig``: ``several`` to train with, as one batch, or one to evaluate with.
+def make_env(env_cfg, statistics=None, seed: int = 0, several: bool = True):
+    """Environments of ``env_cfg``: ``several`` to train with, as one batch, or one to evaluate with.
 
     ``statistics``: mean and standard deviation that observations are normalised with, or None.
     """
-    return transform(environments.make_several(cfg) if several else environments.make_one(cfg), cfg, statistics, seed)
+    env = environments.make_several(env_cfg) if several else environments.make_one(env_cfg)
+    return transform(env, env_cfg, statistics, seed)
 
 
-def transform(env, cfg, statistics=None, seed: int = 0):
+def transform(env, env_cfg, statistics=None, seed: int = 0):
     """The environment with the transforms behind it, seeded."""
     steps = [
         envs.RewardSum(),  # before the scaling, so that returns stay in the environment's own units
-        envs.RewardScaling(0.0, cfg.reward_scale),
+        envs.RewardScaling(0.0, env_cfg.reward_scale),
         *environments.to_observation_vector(env),
     ]
     if statistics:
         steps.append(envs.ObservationNorm(*statistics, in_keys=["observation_vector"], standard_normal=True))
-    steps += [envs.StepCounter(cfg.max_steps or None), envs.InitTracker()]
+    steps += [envs.StepCounter(env_cfg.max_steps or None), envs.InitTracker()]
     env = envs.TransformedEnv(env, envs.Compose(*steps), auto_unwrap=False)
     # The i-th of several gets the seed plus i, so neighbouring seeds would share environments if they were not hashed.
     env.set_seed(random.Random(seed).randrange(2**30))
@@ -72,17 +73,18 @@ def make_networks(cfg, env):
     """Actor and critic as the loss's paper has them; layers find their input's size when they first see data."""
     if cfg.networks:
         return own_networks(cfg, env)
-    spec, size = env.action_spec_unbatched, env.action_spec.shape[-1]
-    common = {"activation_class": getattr(nn, cfg.activation), "depth": None}
+    spec = env.action_spec_unbatched
+    common = {"activation_class": getattr(nn, cfg.activation), "depth": None}  # None: as many layers as num_cells
     outputs = {"out_features": cfg.num_atoms if cfg.loss in ("d4pg", "fast-td3") else 1}
     norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": width} for width in cfg.hidden]}
     # 0: the critic sees the action at its first layer; 1: after it, as in DDPG's paper.
-    action_layer = int(cfg.loss in ("ddpg", "d4pg")) if cfg.action_layer is None else cfg.action_layer
+    paper = 1 if cfg.loss in ("ddpg", "d4pg") else 0
+    action_layer = paper if cfg.action_layer is None else cfg.action_layer
     if env.observation_spec["observation_vector"].dtype == torch.uint8:
-        net = FromImages(modules.DdpgCnnActor(size))
+        net = FromImages(modules.DdpgCnnActor(spec.shape[-1]))
         value = FromImages(modules.DdpgCnnQNet(mlp_net_kwargs=outputs))
     else:
-        net = modules.DdpgMlpActor(size, common | {"num_cells": list(cfg.hidden)})
+        net = modules.DdpgMlpActor(spec.shape[-1], common | {"num_cells": list(cfg.hidden)})
         if action_layer == 0:
             value = modules.MLP(num_cells=list(cfg.hidden), **common, **outputs, **(norms if cfg.layer_norm else {}))
         else:
@@ -90,24 +92,24 @@ def make_networks(cfg, env):
             value = modules.DdpgMlpQNet(first, common | outputs | {"num_cells": list(cfg.hidden[1:])})
     low, high = spec.space.low, spec.space.high
     onto_range = nn.Tanh() if (low == -1).all() and (high == 1).all() else Squash(low, high)
-    inner_keys = ["param", "hidden"] if isinstance(net, FromImages) else ["param"]
+    inner_keys = ["param", "hidden"] if isinstance(net, FromImages) else ["param"]  # of images it returns features too
     actor = TensorDictSequential(
         TensorDictModule(net, ["observation_vector"], inner_keys), TensorDictModule(onto_range, ["param"], ["action"])
     )
     critic = TensorDictModule(value, ["observation_vector", "action"], ["state_action_value"])
-    critic(actor(env.fake_tensordict()))  # the layers' first data
+    critic(actor(env.fake_tensordict()))  # layers find their sizes here, before targets and optimizers are made
     return actor.to(cfg.device), critic.to(cfg.device)
 
 
 def make_exploration(cfg, actor, spec):
-    """The actor with noise behind it, and the noise, whose ``step`` anneals it."""
+    """The actor with noise behind it, and the noise, whose ``step`` anneals it from ``sigma`` to ``end * sigma``."""
     noise, steps = cfg.noise, math.ceil(cfg.noise.anneal_frames / cfg.env.frame_skip)
     half_range = (spec.space.high - spec.space.low).float() / 2
     if noise.kind == "ou":
         options = {"sigma": noise.sigma * half_range, "dt": 1.0, "device": cfg.device}
         module = modules.OrnsteinUhlenbeckProcessModule(spec, 1.0, noise.end, steps, **options).to(cfg.device)
     else:
-        sigma = noise.sigma if noise.kind == "gaussian" else 0.0
+        sigma = noise.sigma if noise.kind == "gaussian" else 0.0  # else "none"
         options = {"std": half_range.tolist(), "device": cfg.device}
         module = modules.AdditiveGaussianModule(spec, sigma, sigma * noise.end, steps, **options)
     return TensorDictSequential(actor, module), module
@@ -116,6 +118,7 @@ def make_exploration(cfg, actor, spec):
 def make_loss(cfg, actor, critic, spec):
     """The loss: it shares the networks' parameters, holds the targets, and for TD3 makes the second critic."""
     support = {"v_min": cfg.v_min, "v_max": cfg.v_max, "num_atoms": cfg.num_atoms}
+    # A new loss also says in make_networks what its critic's outputs are, and in make_update how it is delayed.
     kind, options = {
         "ddpg": (DDPGLoss, {}),
         "td3": (TD3Loss, {"loss_function": "l2"}),
@@ -126,13 +129,14 @@ def make_loss(cfg, actor, critic, spec):
     }[cfg.loss]
     loss = kind(actor, critic, action_spec=spec, **options)
     lmbda = {"lmbda": cfg.lmbda} if cfg.estimator == "td_lambda" else {}
-    return loss.make_value_estimator(cfg.estimator, gamma=cfg.gamma, **lmbda).to(cfg.device)
+    loss.make_value_estimator(cfg.estimator, gamma=cfg.gamma, **lmbda)
+    return loss.to(cfg.device)
 
 
 def make_update(cfg, loss) -> UpdateStep:
     """One update from a minibatch: a step of the critic, then, on its delay, one of the actor and of the targets."""
     adam = functools.partial(torch.optim.Adam, fused=True)
-    critics = getattr(loss, f"{loss.critic_name}_params").parameters()
+    critics = getattr(loss, f"{loss.critic_name}_params").parameters()  # value_network, or TD3's qvalue_network
     if cfg.hard_interval:
         targets = HardUpdate(loss, value_network_update_interval=cfg.hard_interval)
     else:
@@ -155,7 +159,7 @@ def make_replay(cfg, images: bool, size: int = 0):
     replay, options = cfg.replay, {"prefetch": cfg.replay.prefetch or None, "priority_key": "td_error"}
     size = size or math.ceil(min(replay.frames, cfg.total_frames) / cfg.env.frame_skip)
     if replay.crop > 1:
-        size = math.ceil(size / cfg.steps_per_batch)
+        size = math.ceil(size / cfg.steps_per_batch)  # an item is then a stretch of so many steps
         if replay.crop < cfg.steps_per_batch:
             options["transform"] = envs.RandomCropTensorDict(replay.crop)
     if replay.sampler == "prioritised":
@@ -163,8 +167,8 @@ def make_replay(cfg, images: bool, size: int = 0):
         options["sampler"] = data.PrioritizedSampler(size, replay.alpha, replay.beta)
     storage = data.LazyMemmapStorage if images else data.LazyTensorStorage
     # A draw of ten minibatches takes twice the time of a draw of one, but priorities change with every update.
-    draws = 1 if replay.sampler == "prioritised" or images else 10
-    return data.TensorDictReplayBuffer(storage=storage(size), batch_size=replay.batch * draws, **options)
+    per_draw = 1 if replay.sampler == "prioritised" or images else 10
+    return data.TensorDictReplayBuffer(storage=storage(size), batch_size=replay.batch * per_draw, **options)
 
 
 def minibatches(cfg, replay, count: int):
@@ -180,7 +184,7 @@ def to_store(cfg, batch):
     if cfg.n_steps > 1:
         ends = batch["next"].select(*environments.END_KEYS)
         batch = data.MultiStep(cfg.gamma, cfg.n_steps)(batch)
-        # MultiStep moves the next observation n steps on, but leaves the end flags behind.
+        # MultiStep moves the next observation n steps on, but leaves done, terminated and truncated behind.
         batch["next"].update(ends.gather(1, torch.arange(batch.shape[1]) + batch["steps_to_next_obs"] - 1))
     after = [("next", key) for key in ("observation_vector", "reward", *environments.END_KEYS)]
     batch = batch.select("observation_vector", "action", "steps_to_next_obs", *after, strict=False)
@@ -191,27 +195,22 @@ def to_store(cfg, batch):
 def evaluate(cfg, env, actor, loss=None, stop=None) -> dict:
     """Deterministic episodes from the same seeds every time: returns, and how far Q is above the returns observed.
 
-    Args:
-        cfg: the configuration.
-        env: one environment, from :func:`make_env`.
-        actor: the policy, without noise.
-        loss: the loss, to hold its critic's values against the returns that followed.
-        stop: an event that ends it early, without a result.
+    ``env`` is one environment, the ``actor`` has no noise, and the ``loss`` has the critic. ``stop`` ends it early.
     """
     env.set_seed(cfg.seed + 2)
     spec, found = env.action_spec_unbatched.space, {"return": [], "length": [], "saturated": [], "overestimation": []}
     with envs.set_exploration_type(envs.ExplorationType.DETERMINISTIC):
         for _ in range(cfg.eval.episodes):
-            run = environments.episode(env, actor, stop)
-            if run is None:
+            episode = environments.episode(env, actor, stop)
+            if episode is None:
                 return {}
-            found["return"].append(run["next", "episode_reward"][-1].item())
-            found["length"].append(len(run) * cfg.env.frame_skip)
+            found["return"].append(episode["next", "episode_reward"][-1].item())
+            found["length"].append(len(episode) * cfg.env.frame_skip)
             margin = (spec.high - spec.low) / 200  # 1 % of half the range
-            at_bound = (run["action"] <= spec.low + margin) | (run["action"] >= spec.high - margin)
+            at_bound = (episode["action"] <= spec.low + margin) | (episode["action"] >= spec.high - margin)
             found["saturated"].append(at_bound.float().mean().item())
             if loss is not None:
-                found["overestimation"] += overestimation(cfg, loss, run)
+                found["overestimation"] += overestimation(cfg, loss, episode)
     mean = {key: float(np.mean(values)) for key, values in found.items() if values}
     result = {"eval_return": mean["return"], "eval_std": float(np.std(found["return"])), "eval_length": mean["length"]}
     result |= {"saturated_actions": mean["saturated"]}
@@ -228,14 +227,17 @@ def measure(cfg, transitions=None):
 
 
 def train(cfg, stop) -> None:
-    """Run algorithm 1 for ``total_frames`` frames or until the event ``stop`` is set, and save what was learned."""
+    """Run algorithm 1 for ``total_frames`` frames or until the event ``stop`` is set, and save what was learned.
+
+    A step of an environment lasts ``frame_skip`` frames; ``steps_per_batch`` counts the steps of each environment.
+    """
     torch.manual_seed(cfg.seed)
     torch.set_num_threads(cfg.threads)
     transitions = offline_data.load(cfg, make_env) if cfg.offline_data else None
     records = Records(cfg)
     checkpoints = Checkpoints(cfg.output_dir, records=records)
     if cfg.resume:
-        checkpoints.load("records")
+        checkpoints.load("records")  # the rest below, once it is built
     else:
         records.random_return, records.statistics = measure(cfg, transitions)
     eval_env = make_env(cfg.env, records.statistics, several=False)
@@ -246,49 +248,52 @@ def train(cfg, stop) -> None:
     update = make_update(cfg, loss)
     if transitions is None:
         replay = make_replay(cfg, images=eval_env.observation_spec["observation_vector"].dtype == torch.uint8)
-        source = Collecting(cfg, functools.partial(make_env, cfg.env, records.statistics), policy, stop, records.frames)
+        make = functools.partial(make_env, cfg.env, records.statistics)
+        collector = Collecting(cfg, make, policy, stop, records.frames)  # at first, actions are random
     else:
         replay = make_replay(cfg, images=False, size=len(transitions))
         replay.extend(offline_data.as_trained_on(transitions, records.statistics, cfg.env.reward_scale))
-        source = offline_data.NothingCollected(cfg, stop, records.frames)
-    with records, source as batches:
-        checkpoints.register(replay, update=update, noise=noise, collector=batches)
+        collector = offline_data.NothingCollected(cfg, stop, records.frames)
+    with records, collector:
+        checkpoints.register(replay, update=update, noise=noise, collector=collector)
         if cfg.resume:
             checkpoints.load()
         elif cfg.eval.interval:
             records.evaluated(evaluate(cfg, eval_env, actor, stop=stop), actor)
-        for batch in batches:
+        for batch in collector:  # ends when all frames are there, or `stop` is set
             # Act with mu(s) + N for a while; store actions, rewards and next states in R.
             if batch is not None:  # None: learning from data alone
                 replay.extend(to_store(cfg, batch))
             records.collected(batch)
+            # Updates still to be made: `updated` takes one off, and a checkpoint holds what is left.
             records.owed += cfg.updates_per_batch if records.frames >= cfg.init_random_frames else 0
             # Sample a minibatch from R.
             for sample in minibatches(cfg, replay, records.owed):
                 if stop.is_set():
                     break
-                batches.share_threads()  # leave a core to an asynchronous collector while it works
+                collector.share_threads()  # leave a core to an asynchronous collector while it works
                 # Descend (y - Q(s, a))^2 with y = r + gamma Q'(s', mu'(s')), or y = r where the episode ended;
                 # then ascend Q(s, mu(s)); then move Q' and mu' towards Q and mu. The descendants change the terms.
-                records.updated(**update(sample))  # counts one update of those that are owed
-                replay.update_tensordict_priority(sample)  # prioritised replay alone has priorities
-            batches.send_weights()
-            records.sent = records.updates
+                losses = update(sample)
+                records.updated(**losses)
+                replay.update_tensordict_priority(sample)  # prioritised replay: the update wrote "td_error" into it
             noise.step(cfg.steps_per_batch * cfg.env.count)
+            collector.send_weights()
+            records.sent = records.updates  # the column `staleness` tells how many updates old these weights act
             if records.passed(cfg.eval.interval):
                 records.evaluated(evaluate(cfg, eval_env, actor, loss, stop), actor)
             records.write_row()
             if records.passed(cfg.checkpoint.interval):
                 checkpoints.save(records)
-                records.save_policy("policy.pt", actor)
+                records.save_policy("policy.pt", actor)  # the latest; records keep the best
         checkpoints.save(records)
         records.save_policy("policy.pt", actor)
         # The best policy as one program, with normalisation and action scaling, that needs nothing of this repository.
         policies.export(cfg.output_dir / "policy.pt2", actor, records, eval_env)
         records.plot()
     print(records.summary())
-    if batches.error is not None:
-        raise batches.error
+    if collector.error is not None:  # after all is saved
+        raise collector.error
 
 
 if __name__ == "__main__":

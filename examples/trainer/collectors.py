@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import signal
 import time
+import warnings
 from functools import partial
 from importlib import import_module
 
@@ -103,11 +104,16 @@ class Collecting(contextlib.AbstractContextManager):
                 self.collector = collectors.MultiAsyncCollector(makers, policy, **options)
             else:
                 ray_collector = import_module("torchrl.collectors.distributed").RayCollector
-                self.collector = ray_collector(makers, policy, **options)
+                quiet = {"log_to_driver": False, "logging_level": "error"}  # TorchRL prints every collector, whole
+                with warnings.catch_warnings():  # that workers stop acting randomly at different moments
+                    warnings.filterwarnings("ignore", "async distributed data collection", UserWarning)
+                    self.collector = ray_collector(makers, policy, ray_init_config=quiet, **options)
 
         self.processes = [child for child in multiprocessing.active_children() if child not in others]
 
     def __iter__(self):
+        if self.cfg.collector == "ray":  # which warns if its workers were never told weights
+            self.send_weights()
         batches = iter(self.collector)
         while self.error is None and not self.stop.is_set():
             with self.watching():

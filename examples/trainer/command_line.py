@@ -153,6 +153,8 @@ def check_combinations(cfg: Config) -> None:
     ):
         if not right:
             raise UserError(f"{sentence}.")
+    if offline:
+        cfg.init_random_frames = 0  # nobody acts, so learning begins at once
     if cfg.output_dir is None:
         cfg.output_dir = Path("outputs") / f"{env.name.replace(':', '-')}-{cfg.loss}-{cfg.seed}"
 

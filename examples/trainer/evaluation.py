@@ -18,7 +18,8 @@ def overestimation(cfg, loss, run) -> list[float]:
         known = known - math.ceil(math.log(0.05) / math.log(cfg.gamma)) if 0 < cfg.gamma < 1 else 0
     if known < 1:
         return []
-    steps = run[:known].to(cfg.device).unsqueeze(0)
+    next_action = run["action"].roll(-1, 0)  # ReBRAC's targets read it; Q(s, a) does not depend on it
+    steps = run.clone(recurse=False).set(("next", "action"), next_action)[:known].to(cfg.device).unsqueeze(0)
     with torch.random.fork_rng(devices=[]):  # TD3's target noise, so that evaluating changes nothing
         value = loss.loss_value(steps)[1]["pred_value"].mean().item()
     return [(value - sum(returns[::-1][:known]) / known) / cfg.env.reward_scale]

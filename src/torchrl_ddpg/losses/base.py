@@ -95,7 +95,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
     actor_method: ClassVar[str] = "loss_actor"
     further_out_keys = ("actor_saturation", "target_saturation")
     reports_saturation: bool = True
-    """Whether the terms give these two metrics, where bounds are known; False saves some ten small operations."""
+    """Whether the terms give these two metrics, where bounds are known; False saves eight small operations."""
     actor_critics: Sequence[int] = (0,)
     """Which of several critics the actor's term runs, by their positions."""
 
@@ -145,9 +145,9 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         low, high = action_bounds.read(self.action_keys[0], action_spec, bounds)
         self._register_constant("min_action", low)
         self._register_constant("max_action", high)
-        low, high = action_bounds.nearly(self._buffers["min_action"], self._buffers["max_action"])
-        self.register_buffer("_nearly_lowest", low, persistent=False)  # configuration, as the bounds are
-        self.register_buffer("_nearly_highest", high, persistent=False)
+        middle, distance = action_bounds.saturation(self._buffers["min_action"], self._buffers["max_action"])
+        self.register_buffer("_middle_action", middle, persistent=False)  # configuration, as the bounds are
+        self.register_buffer("_saturated_distance", distance, persistent=False)
         self.make_value_estimator()
 
     @classmethod
@@ -394,17 +394,15 @@ class DeterministicPolicyLoss(ConfigurableLoss):
 
     def _saturation(self, name: str, action: Tensor, batch: Batch) -> Report:
         """The share of what an actor writes that lies at or beyond a bound, where bounds are known; NaN does not."""
-        low, high = self._buffers["_nearly_lowest"], self._buffers["_nearly_highest"]
-        if low is None or high is None or not self.reports_saturation:
+        middle, distance = self._buffers["_middle_action"], self._buffers["_saturated_distance"]
+        if middle is None or not self.reports_saturation:
             return {}
-        at_bound = (action <= low) | (action >= high)
+        at_bound = action.detach().sub(middle).abs_().ge_(distance)  # floats: a mean of bools takes four times as long
         if batch.mask is None:
-            return {name: at_bound.count_nonzero() / at_bound.numel()}  # four times as fast as the mean of a bool
+            return {name: at_bound.mean(dtype=self._dtype)}
         depth = len(batch.shape)
-        share = (at_bound.flatten(depth) if at_bound.ndim > depth else at_bound.unsqueeze(-1)).mean(
-            -1, dtype=self._dtype
-        )
-        return {name: functional.mean_and_max(name, share, batch.counts)[name]}
+        share = at_bound.flatten(depth) if at_bound.ndim > depth else at_bound.unsqueeze(-1)
+        return {name: functional.mean_and_max(name, share.mean(-1, dtype=self._dtype), batch.counts)[name]}
 
     def _run(self, name: str, use: Use, entries: Entries, batch: Batch, parts: Sequence[int] = (0,)) -> list[Entries]:
         net = self._nets[name]

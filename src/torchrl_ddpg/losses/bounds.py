@@ -46,12 +46,12 @@ def read(
 SATURATED = 0.99  # of half the range from its middle; there tanh passes 2 % of its steepest gradient on
 
 
-def nearly(low: Tensor | None, high: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Where an action counts as saturated, since tanh comes near to a bound and hardly ever reaches it."""
-    if low is None or high is None:
-        return None, None
-    middle, half = (low + high) / 2, (high - low) / 2
-    return middle - SATURATED * half, middle + SATURATED * half
+def saturation(low: Tensor | None, high: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The middle of the range, and the distance from it at which an action counts as saturated.
+
+    tanh comes near to a bound and hardly ever reaches it.
+    """
+    return (None, None) if low is None or high is None else ((low + high) / 2, SATURATED * (high - low) / 2)
 
 
 def _unbatched(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
