@@ -192,6 +192,7 @@ parallel_env = transformed(ParallelEnv(count, make_base_env, mp_start_method="fo
 print(f"SerialEnv:   {frames_per_second(serial_env):.0f} frames/s")
 print(f"ParallelEnv: {frames_per_second(parallel_env):.0f} frames/s")
 parallel_env.close()
+torch.set_num_threads(1)  # closing a ParallelEnv changes PyTorch's number of threads
 
 # %%
 # A pendulum is computed in microseconds, so here handing tensors to another process costs more than
