@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parents[1]
 PAGE, FIGURE = DOCS / "speed.md", DOCS / "_static" / "speed.svg"
-TITLE = re.compile(r"^(\w+), .*two layers of (\d+), batch (\d+) .*:$", re.MULTILINE)
+TITLE = re.compile(r"^(\w+), .*two layers of (\d+), batch (\d+):$", re.MULTILINE)
 COLOURS = {"DDPG": "#2f7fd1", "TD3": "#e07b39"}
 GREY = "#808080"  # reads on white and on black
 Setting = tuple[str, str]  # loss and size
