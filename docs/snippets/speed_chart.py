@@ -30,7 +30,9 @@ def draw(found: dict[Setting, dict[str, float]]) -> plt.Figure:
     """One panel for each size, one bar for each row of its tables; its number has the row as id."""
     sizes = list(dict.fromkeys(size for _, size in found))
     names = list(dict.fromkeys(name for rows in found.values() for name in rows))
-    figure, panels = plt.subplots(1, len(sizes), figsize=(7, 5), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(sizes), figsize=(6, 5.2), sharey=True, layout="constrained"
+    )
     for panel, size in zip(panels, sizes, strict=True):
         for offset, (loss, colour) in zip((-0.2, 0.2), COLOURS.items(), strict=True):
             rows = found[loss, size]
@@ -38,8 +40,9 @@ def draw(found: dict[Setting, dict[str, float]]) -> plt.Figure:
             bars = panel.barh(places, list(rows.values()), 0.36, color=colour, label=loss)
             for label, name in zip(panel.bar_label(bars, fmt=" %.2f"), rows, strict=True):
                 label.set_gid(f"{loss}, {size}: {name}")
-        panel.axvline(1, color=GREY, linewidth=1, linestyle="--")
-        panel.set(title=size, xlim=(0, 3.4), yticks=range(len(names)), yticklabels=names)
+        panel.axvline(1, color=GREY, alpha=0.5, linewidth=1, linestyle="--")
+        panel.set(title=size, xlim=(0, 3.6))
+        panel.set_yticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     panels[0].legend(frameon=False, loc="lower right")
