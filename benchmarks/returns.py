@@ -159,7 +159,7 @@ def draw(environment: str, found: dict) -> None:
         for seed in seeds.values():
             axes.plot(*zip(*sorted(seed.items()), strict=True), color=f"C{number}", lw=0.6, alpha=0.6)
         middle = interquartile_mean(np.array([[seed[at] for at in frames] for seed in seeds.values()]))
-        axes.plot(frames, middle, color=f"C{number}", lw=2, label=f"{contestant}, {loss.upper()}, {len(seeds)} seeds")
+        axes.plot(frames, middle, color=f"C{number}", lw=2, label=f"{contestant}, {loss.upper()}, seeds: {len(seeds)}")
     axes.set(xlabel="frames", ylabel="return of deterministic episodes", title=environment)
     axes.set_xlim(0, max(at for seeds in found.values() for seed in seeds.values() for at in seed))
     axes.legend()
