@@ -164,7 +164,9 @@ def report() -> None:
 
 
 def draw(environment: str, found: dict) -> None:
-    """One plot for an environment."""
+    """One plot for an environment, in a grey that reads on white and on black pages."""
+    greys = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    plt.rcParams |= {**dict.fromkeys(greys, "#808080"), "svg.hashsalt": "returns", "legend.framealpha": 0.0}
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     if environment == "HalfCheetah-v5":
         low, _, high = zip(*PUBLISHED.values(), strict=True)
@@ -174,11 +176,11 @@ def draw(environment: str, found: dict) -> None:
         for seed in seeds.values():
             axes.plot(*zip(*sorted(seed.items()), strict=True), color=f"C{number}", lw=0.6, alpha=0.6)
         middle = interquartile_mean(np.array([[seed[at] for at in frames] for seed in seeds.values()]))
-        axes.plot(frames, middle, color=f"C{number}", lw=2, label=f"{contestant}, {loss.upper()}, {len(seeds)} seeds")
+        axes.plot(frames, middle, color=f"C{number}", lw=2, label=f"{contestant}, {loss.upper()}, seeds: {len(seeds)}")
     axes.set(xlabel="frames", ylabel="return of deterministic episodes", title=environment)
     axes.set_xlim(0, max(at for seeds in found.values() for seed in seeds.values() for at in seed))
     axes.legend()
-    figure.savefig(RESULTS / f"{environment}.png", dpi=150)
+    figure.savefig(RESULTS / f"{environment}.svg", transparent=True, metadata={"Date": None})
 
 
 def main() -> None:

@@ -198,7 +198,7 @@ def compare(device: str, rounds: int) -> None:
             hand, rival = times["hand-written"], times["TorchRL, loss in a loop"]
             print(f"{name}, two layers of {width}, batch {size}, {device}:\n")
             rows = [[way, value, value / hand, rival / value] for way, value in times.items()]
-            print_table(["", "ms an update", "of hand-written", "times as fast as TorchRL"], rows)
+            print_table(["", "ms per update", "of hand-written", "times as fast as TorchRL"], rows)
 
 
 def show_profile(updates: int) -> None:
@@ -218,7 +218,7 @@ def show_profile(updates: int) -> None:
         operators.append((wall - sum(value for value, _ in operators), "Python between them"))
         way = "record_operators" if recorded else "eager"
         print(f"DDPG UpdateStep, {way}, two layers of {width}, batch {size}, under the profiler:\n")
-        print_table(["", "ms an update", "share"], [[name, value, value / wall] for value, name in operators])
+        print_table(["", "ms per update", "share"], [[name, value, value / wall] for value, name in operators])
 
 
 def main() -> None:

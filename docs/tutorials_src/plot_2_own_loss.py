@@ -4,8 +4,8 @@ Write your own loss
 
 Most papers on deterministic policies change one or two lines of DDPG's equations and need
 everything else as it was: target networks, masks, importance weights, priorities, metrics, checks.
-A subclass of :class:`~torchrl_ddpg.DeterministicPolicyLoss` is written the same way: you override
-the steps that the paper changes, and inherit the rest.
+A subclass of :class:`~torchrl_ddpg.DeterministicPolicyLoss` follows this: you override the steps
+that the paper changes, and inherit the rest.
 
 This page writes four losses: plain DDPG (three lines), one that changes the actor's term, one that
 changes the critic's, and one with many critics. Then it trains one of them. If you have not met
@@ -50,7 +50,7 @@ torch.set_num_threads(1)
 #    critic's loss:  critics -> CRITIC_SAMPLE_LOSSES(prediction, target) -> weights, mask, mean
 #    actor's loss:   actor -> critics -> ACTOR_VALUE -> ACTOR_SAMPLE_LOSSES -> mask, mean
 #
-# Each step gets and gives plain tensors. For a batch of size ``*B``, an action is ``[*B, A]`` and
+# Each step takes and returns plain tensors. For a batch of size ``*B``, an action is ``[*B, A]`` and
 # what a critic writes is ``[*B, K]``, with ``K`` 1 for a value. By default the target action is
 # clamped to its range, the first critic counts, the value estimator makes the target,
 # ``loss_function`` compares, and the actor's loss is ``-value``. :doc:`/own_loss` has the table of
@@ -105,7 +105,7 @@ print(plain(batch)["loss_value"].item(), ddpg(batch)["loss_value"].item())
 # -----------------------
 #
 # Actors like to run into the ends of the action's range, where ``tanh`` has no gradient left. A
-# small price on large actions keeps them away: :math:`L_\mu = \frac1N\sum\left[-Q(s, \mu(s)) +
+# small penalty for large actions keeps them away: :math:`L_\mu = \frac1N\sum\left[-Q(s, \mu(s)) +
 # c\,\overline{\mu(s)^2}\right]`. That is one step, ``actor_sample_losses``.
 #
 # A step may report metrics: a value per sample, which is averaged, or a scalar. Their names must be
@@ -113,21 +113,21 @@ print(plain(batch)["loss_value"].item(), ddpg(batch)["loss_value"].item())
 
 
 class SmallActionLoss(PlainLoss):
-    """DDPG with a price on large actions."""
+    """DDPG with a penalty for large actions."""
 
-    all_out_keys = (*PlainLoss.all_out_keys, "action_price")
+    all_out_keys = (*PlainLoss.all_out_keys, "action_penalty")
 
-    def __init__(self, actor_network, value_network, *, price=0.1, **options):
+    def __init__(self, actor_network, value_network, *, weight=0.1, **options):
         super().__init__(actor_network, value_network, **options)
-        self.price = price
+        self.weight = weight
 
     def actor_sample_losses(self, value, action, batch):
-        """The negative value, and the price of the action."""
-        price = self.price * action.square().mean(-1, keepdim=True)
-        return price - value, {"action_price": price}
+        """The negative value, and the penalty for the action."""
+        penalty = self.weight * action.square().mean(-1, keepdim=True)
+        return penalty - value, {"action_penalty": penalty}
 
 
-loss = SmallActionLoss(actor, critic, price=0.01)
+loss = SmallActionLoss(actor, critic, weight=0.01)
 SoftUpdate(loss, tau=0.005)
 print({key: round(value.item(), 3) for key, value in loss(batch).items()})
 
@@ -135,7 +135,7 @@ print({key: round(value.item(), 3) for key, value in loss(batch).items()})
 # Change the critic: quantiles
 # ----------------------------
 #
-# A critic can predict the distribution of the return in place of its mean. Quantile regression
+# A critic can predict the distribution of the return instead of its mean. Quantile regression
 # (`Dabney et al. 2018 <https://arxiv.org/abs/1710.10044>`_) lets it write :math:`N` numbers, the
 # quantiles at :math:`\tau_i = (i + \frac12)/N`. Every predicted quantile :math:`\theta_i` is
 # compared with every quantile of the target :math:`y_j`; an error above counts with weight
@@ -236,8 +236,7 @@ print({key: round(value.item(), 3) for key, value in loss(batch).items()})
 # What you get without writing it
 # -------------------------------
 #
-# - Samples that are masked, or lie past the end of an episode, are selected away, even where they
-#   are NaN.
+# - Samples that are masked, or lie past the end of an episode, are ignored, even where they are NaN.
 # - Importance weights, ``reduction``, and the priority for prioritised replay. The priority is the
 #   difference of ``expected_target`` and ``expected_value``.
 # - Checks of the batch, and messages that name your class.
@@ -267,7 +266,7 @@ except TypeError as error:
 # Train it
 # --------
 #
-# Nothing in the loop knows which loss it trains. We take the quantile critic, on the pendulum from
+# The loop is the same for every loss. We take the quantile critic, on the pendulum from
 # :doc:`plot_1_ddpg`.
 
 
@@ -321,8 +320,8 @@ print(
 # %%
 # The quantiles that the critic predicts along one episode, and the return that followed. The band
 # is the spread of returns that the critic expects, widest on the swing up, where small differences
-# decide. Quantiles do not cure overestimation: where the prediction lies above 0 it is too high for
-# sure, since no reward is positive.
+# decide. Quantiles do not prevent overestimation: a prediction above 0 is certainly too high, since
+# no reward is positive.
 
 with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
     run = critic(eval_env.rollout(max_steps=200, policy=actor))
@@ -350,5 +349,5 @@ assert last > -500, f"training failed: {last}"
 print(f"mean return of the last five episodes, with noise: {last:.0f}")
 
 # %%
-# The classes of this page run through every test that this library's own losses must pass: alone,
-# compiled, recorded, with masks, with weights and with bad batches.
+# The classes of this page pass the tests of this library's own losses: alone, compiled, recorded,
+# with masks, with weights and with invalid batches.

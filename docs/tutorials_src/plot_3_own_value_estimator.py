@@ -3,7 +3,7 @@ Write your own value estimator
 ==============================
 
 The critic learns by regression on a *target*. How the target is made from rewards and from the
-value of the next state is the business of the *value estimator*. Three come with the library:
+value of the next state is decided by the *value estimator*. The library has three:
 TD(0), TD(1) and TD(:math:`\lambda`), chosen with ``loss.make_value_estimator("td0")`` and so on. If
 you need another rule, you write a class; the loss does the rest: it runs the target networks,
 removes what lies past the end of an episode, and hands you the value of the next state.
@@ -40,13 +40,13 @@ torch.set_num_threads(1)
 # -----------------------------------
 #
 # Suppose you know that no return can be above 0, as on the pendulum, where no reward is positive. A
-# critic that predicts more is wrong for sure, and TD(0) would copy that error into the targets of
-# the states before it. So we cut the targets off. The rule is TD(0) with one more line, and so is
-# the class:
+# critic that predicts more is certainly wrong, and TD(0) would copy that error into the targets of
+# the states before it. So we clamp the targets. The rule is TD(0) with one more line, and so is the
+# class:
 
 
 class BoundedTD0(TD0Estimator):
-    """TD(0), with targets cut off at a bound that is known."""
+    """TD(0), with targets clamped to a highest value."""
 
     def __init__(self, *, highest, **options):
         super().__init__(**options)
@@ -62,7 +62,7 @@ class BoundedTD0(TD0Estimator):
 
 
 # %%
-# Hand the class to the loss, with its own options. The networks here are untrained; they only have
+# Pass the class to the loss, with its own options. The networks here are untrained; they only have
 # to give some value.
 
 actor = TensorDictModule(MLP(3, 1, num_cells=[32]), in_keys=["observation"], out_keys=["action"])
@@ -116,11 +116,11 @@ assert targets.max() <= 0
 # - ``self.tensor_keys``: the names of the entries, as set by ``loss.set_keys``. Use these, and your
 #   estimator works with renamed entries too.
 #
-# You return the targets in the shape of the reward. The loss wants nothing else; ``forward``, which
+# You return the targets in the shape of the reward. The loss needs nothing else; ``forward``, which
 # TorchRL's own losses use to write advantages, only has to exist.
 #
-# The recursion to code: start from the one-step target; one round more makes every target one step
-# longer, unless the trajectory ends there.
+# The code starts from the one-step targets. Each round makes every target one step longer, unless
+# the trajectory ends there.
 
 
 class NStepEstimator(ValueEstimatorBase):
@@ -195,8 +195,8 @@ except ValueError as error:
 # Train with it
 # -------------
 #
-# To compare, we train twice on the pendulum, from the same seed: with one step and with three.
-# Longer targets bring news about rewards back sooner, so the first episodes should improve sooner.
+# To compare, we train twice on the pendulum, from the same seed: with one step and with three. With
+# longer targets a reward reaches earlier states in fewer updates, so the returns should rise sooner.
 
 
 def train(n, frames=4_000):
@@ -236,7 +236,7 @@ def train(n, frames=4_000):
     )
     ends = []
     for count, data in enumerate(collector, start=1):
-        buffer.extend(data.unsqueeze(0))  # one item: a stretch of 50 steps
+        buffer.extend(data.unsqueeze(0))  # one item: 50 steps in a row
         noise.step(data.numel())
         ends += [
             (count * 50, value)

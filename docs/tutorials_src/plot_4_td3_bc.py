@@ -5,9 +5,9 @@ TD3+BC from data
 Sometimes there is data and no environment to try things in: logs of a machine, or of another
 controller. Learning a policy from such data alone is called *offline* reinforcement learning.
 
-DDPG fails at it, and the reason is instructive. The actor looks for the action that the critic
-values most. Where the data has no example of an action, nothing corrects the critic, so sooner or
-later it overrates one; the actor finds it, and there is no new experience to prove both wrong.
+DDPG fails at it, for this reason. The actor looks for the action to which the critic gives the highest
+value. Where the data has no example of an action, nothing corrects the critic, so sooner or later it
+overestimates one. The actor chooses it, and no new experience corrects them.
 TD3+BC (`Fujimoto & Gu 2021 <https://arxiv.org/abs/2106.06860>`_) adds one term to the actor's loss,
 behaviour cloning: stay near the action that was taken.
 
@@ -41,8 +41,8 @@ torch.set_num_threads(1)
 # The data
 # --------
 #
-# The controller pushes in the direction of the movement while the pole lacks the energy to stand,
-# and otherwise pulls it towards the top. At half of the steps its torque is replaced by a random
+# The controller pushes in the direction of the movement until the pole has the energy to reach the
+# top, and holds it there. At half of the steps its torque is replaced by a random
 # one. That makes it clumsy, and makes the data useful: different actions in similar states are what
 # the critic learns from.
 #
@@ -210,6 +210,6 @@ print(f"return: {recorded_return:.0f} recorded, {learned_return:.0f} learned")
 # ``"terminated"`` ``[N, 1]``. Be careful with the flags: a log that was cut off is ``done`` and not
 # ``terminated``, and if all flags are lost, the policy learns from wrong values at the ends.
 #
-# What tells you, without an environment, that training goes wrong? ``pred_value`` far above any
-# return in the data means that the critic overrates actions: lower ``alpha``. ``bc_loss`` near 0
+# How do you see, without an environment, that training goes wrong? ``pred_value`` far above any
+# return in the data means that the critic overestimates actions: lower ``alpha``. ``bc_loss`` near 0
 # and no improvement means that the policy only copies: raise it.
