@@ -141,7 +141,8 @@ def report() -> None:
     """Print returns at some frames, and draw every seed with the interquartile mean over them."""
     found, rows = read(), []
     for (contestant, loss, environment), seeds in found.items():
-        for frames in (30_000, 50_000, 100_000, 300_000):
+        last = min(max(seed) for seed in seeds.values())
+        for frames in sorted({30_000, 50_000, 100_000, 300_000, last}):
             values = np.array([seed[frames] for seed in seeds.values() if frames in seed])
             if len(values):
                 low, high = interval(values)
