@@ -618,6 +618,7 @@ def test_td3_bc_learns_from_an_earlier_run_in_the_environments_units(monkeypatch
 
 
 def test_data_that_a_run_would_remove_are_refused(monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("")
     assert run(*OFFLINE, "--offline-data", tmp_path, "--output-dir", f"{tmp_path}/.") == 2
     assert "--offline-data and --output-dir are both" in capsys.readouterr().err
 

@@ -164,7 +164,7 @@ def check_combinations(cfg: Config) -> None:
         cfg.output_dir = Path("outputs") / f"{env.name.replace(':', '-')}-{cfg.loss}-{cfg.seed}"
     if offline:
         cfg.init_random_frames = 0  # nobody acts, so learning begins at once
-        if Path(cfg.offline_data).is_dir():
+        if (Path(cfg.offline_data) / "config.yaml").exists():
             cfg.offline_data = str(Path(cfg.offline_data).resolve())
             if Path(cfg.offline_data) == cfg.output_dir.resolve():
                 raise UserError(
