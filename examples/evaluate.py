@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from pathlib import Path
@@ -26,7 +27,8 @@ def load(folder: Path, last: bool = False):
     if not found:
         raise UserError(f"{folder} holds no policy yet; it is written with the first evaluation or checkpoint.")
     saved = torch.load(found[0], weights_only=True)
-    env = train_ddpg.make_env(cfg.env, saved["statistics"], several=False)
+    with refusing(f"--env.name {cfg.env.name}", RENDERING if cfg.env.from_pixels else ""):
+        env = train_ddpg.make_env(cfg.env, saved["statistics"], several=False)
     actor, _ = train_ddpg.make_networks(cfg, env)
     actor.load_state_dict(saved["actor"])
     return cfg, env, actor, saved["statistics"]
@@ -55,6 +57,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--video", type=Path, help="write the first episode here: .gif, or .mp4 with imageio-ffmpeg")
     parser.add_argument("--onnx", type=Path, help="write the policy as an ONNX file; needs onnx and onnxscript")
     args = parser.parse_args(words)
+    sys.path.insert(1, os.getcwd())  # where the user's own environments and networks are looked for
     try:
         cfg, env, actor, statistics = load(args.folder, args.last)
         cfg.eval.episodes, cfg.seed = args.episodes, args.seed - 2

@@ -37,7 +37,7 @@ from torchrl_ddpg import (
     UpdateStep,
 )
 from trainer import command_line, environments, offline_data, policies
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpoints, DiskStorage
 from trainer.collectors import Collecting
 from trainer.evaluation import overestimation
 from trainer.networks import FromImages, Squash, own_networks
@@ -165,7 +165,7 @@ def make_replay(cfg, images: bool, size: int = 0):
     if replay.sampler == "prioritised":
         np.random.seed(cfg.seed)  # where this sampler draws from
         options["sampler"] = data.PrioritizedSampler(size, replay.alpha, replay.beta)
-    storage = data.LazyMemmapStorage if images else data.LazyTensorStorage
+    storage = DiskStorage if images else data.LazyTensorStorage
     # A draw of ten minibatches takes twice the time of a draw of one, but priorities change with every update.
     per_draw = 1 if replay.sampler == "prioritised" or images else 10
     return data.TensorDictReplayBuffer(storage=storage(size), batch_size=replay.batch * per_draw, **options)
@@ -238,6 +238,7 @@ def train(cfg, stop) -> None:
     checkpoints = Checkpoints(cfg.output_dir, records=records)
     if cfg.resume:
         checkpoints.load("records")  # the rest below, once it is built
+        records.check_length()
     else:
         records.random_return, records.statistics = measure(cfg, transitions)
     eval_env = make_env(cfg.env, records.statistics, several=False)
@@ -259,7 +260,8 @@ def train(cfg, stop) -> None:
         if cfg.resume:
             checkpoints.load()
         elif cfg.eval.interval:
-            records.evaluated(evaluate(cfg, eval_env, actor, stop=stop), actor)
+            with collector.keeping_errors("evaluating"):
+                records.evaluated(evaluate(cfg, eval_env, actor, stop=stop), actor)
         for batch in collector:  # ends when all frames are there, or `stop` is set
             # Act with mu(s) + N for a while; store actions, rewards and next states in R.
             if batch is not None:  # None: learning from data alone
@@ -281,7 +283,8 @@ def train(cfg, stop) -> None:
             collector.send_weights()
             records.sent = records.updates  # the column `staleness` tells how many updates old these weights act
             if records.passed(cfg.eval.interval):
-                records.evaluated(evaluate(cfg, eval_env, actor, loss, stop), actor)
+                with collector.keeping_errors("evaluating"):
+                    records.evaluated(evaluate(cfg, eval_env, actor, loss, stop), actor)
             records.write_row()
             if records.passed(cfg.checkpoint.interval):
                 checkpoints.save(records)

@@ -617,6 +617,17 @@ def test_td3_bc_learns_from_an_earlier_run_in_the_environments_units(monkeypatch
         assert rows(tmp_path / "second")[-1]["updates"] == "12"
 
 
+def test_data_that_a_run_would_remove_are_refused(monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    assert run(*OFFLINE, "--offline-data", tmp_path, "--output-dir", f"{tmp_path}/.") == 2
+    assert "--offline-data and --output-dir are both" in capsys.readouterr().err
+
+
+def test_images_of_ones_own_environment_are_asked_for():
+    cfg = configuration.EnvConfig(name="trainer_environments:image-v0", from_pixels=True)
+    assert environments.gymnasium_options(cfg, render=False) == {"render_mode": "rgb_array"}
+
+
 def test_next_actions_of_an_earlier_run_are_those_that_followed(monkeypatch, tmp_path):
     words = ["--env.name", "Pendulum-v1", "--estimator", "td0", "--replay.crop", "1", "--output-dir", tmp_path]
     assert run(*SMALL, *words) == 0

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,11 +105,12 @@ def finished_run(folder):
     return folder / "config.yaml"
 
 
-def start(tmp_path, *words):
+def start(tmp_path, *words, before=()):
     """The trainer in a session of its own, its output in a file, once its first checkpoint is there."""
-    command = [sys.executable, str(EXAMPLES / "train_ddpg.py"), *map(str, words)]
+    command = [*before, sys.executable, str(EXAMPLES / "train_ddpg.py"), *map(str, words)]
+    env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     with (tmp_path / "log").open("a") as log:
-        return subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
+        return subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log, env=env)
 
 
 def wait_for(condition, process, tmp_path, seconds=200):
@@ -128,6 +130,9 @@ ENDLESS = [*SMALL, *EVERY_BATCH, "--env.name", "Pendulum-v1", "--total-frames", 
         ("--env.no-parallel", signal.SIGINT),
         pytest.param("--env.parallel", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("--collector async --env.no-parallel", signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param(
+            "--env.no-parallel --env.name trainer_environments:image-v0", signal.SIGTERM, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_signal_saves_and_ends_everything(tmp_path, words, number):
@@ -140,6 +145,19 @@ def test_a_signal_saves_and_ends_everything(tmp_path, words, number):
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert all((out / name).exists() for name in ("policy.pt", "policy.pt2", "learning_curve.png"))
     assert group_ends(process.pid, seconds=10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nohup") is None, reason="needs nohup")
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
+    out = tmp_path / "out"
+    process = start(tmp_path, *ENDLESS, "--env.no-parallel", "--output-dir", out, before=["nohup"])
+    wait_for(lambda: (out / "checkpoints").exists(), process, tmp_path)
+    os.kill(process.pid, signal.SIGHUP)
+    size = (out / "metrics.csv").stat().st_size
+    wait_for(lambda: (out / "metrics.csv").stat().st_size > size + 1_000, process, tmp_path)
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.slow
@@ -162,6 +180,7 @@ def test_killed_at_random_moments_it_resumes_ten_times(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert frames == sorted(set(frames))
+    assert not list((out / "checkpoints").glob(".*.stage-*"))  # halves of checkpoints
     counted = [int(row["frames"]) for row in rows(out)]
     assert counted == sorted(set(counted))
 
@@ -212,6 +231,87 @@ def test_a_failing_environment_ends_in_a_sentence_and_a_checkpoint(monkeypatch, 
     kept = checkpoints.read_transitions(tmp_path).reshape(-1)
     assert 200 <= len(kept) < 400
     assert kept["observation_vector"].isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("raises-later", "evaluating failed: the motor is off."), ("nan", None)])
+def test_an_evaluation_that_fails_loses_nothing(monkeypatch, capsys, tmp_path, name, wrong):
+    monkeypatch.setattr(test_examples.train_ddpg, "measure", lambda *_: (0.0, None))
+    if wrong is None:
+        evaluated = test_examples.train_ddpg.evaluate
+        nan = {"eval_return": float("nan")}
+        monkeypatch.setattr(test_examples.train_ddpg, "evaluate", lambda *args, **more: evaluated(*args, **more) | nan)
+    words = ["--env.name", "trainer_environments:raises-later-v0" if wrong else "Pendulum-v1", "--env.frame-skip", 1]
+    words += ["--eval.interval", 50, "--eval.episodes", 10, "--total-frames", 200, "--output-dir", tmp_path]
+    assert run(*SMALL, *words) == (1 if wrong else 0)
+    assert (wrong or "with the trained policy") in "".join(capsys.readouterr())
+    assert len(checkpoints.read_transitions(tmp_path).reshape(-1)) == (50 if wrong else 200)
+    assert (tmp_path / "best_policy.pt").exists() is bool(wrong)
+    assert (tmp_path / "policy.pt2").exists()
+
+
+def test_a_resumption_that_would_lose_something_is_refused(capsys, tmp_path):
+    words = [*SMALL, "--env.name", "Pendulum-v1", *EVERY_BATCH, "--output-dir", tmp_path]
+    assert run(*words) == 0
+    assert run("--resume", tmp_path, "--total-frames", 200, "--init-random-frames", 100) == 1
+    assert "--total-frames 200 is below the 400 frames that are in" in capsys.readouterr().err
+    assert "total_frames: 400" in (tmp_path / "config.yaml").read_text()
+    assert run("--resume", tmp_path) == 0
+    assert len(checkpoints.read_transitions(tmp_path).reshape(-1)) == 200
+
+
+def test_a_run_that_was_stopped_before_its_first_row_can_be_resumed(tmp_path):
+    words = [*SMALL, "--env.name", "Pendulum-v1", "--eval.interval", 0, "--output-dir", tmp_path]
+    assert run(*words, "--checkpoint.interval", 100) == 0
+    half = checkpoints.Checkpoints.load
+
+    def without_rows(self, *names):
+        half(self, *names)
+        if names == ("records",):
+            self.records.rows = []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "load", without_rows)
+        assert run("--resume", tmp_path, "--total-frames", 500) == 0
+    assert [row["frames"] for row in rows(tmp_path)] == ["500"]
+
+
+@NEEDS_EXTENSION
+def test_prioritised_run_of_another_length_is_refused_and_can_still_be_resumed(capsys, tmp_path):
+    words = ["--env.name", "Pendulum-v1", "--replay.sampler", "prioritised", "--output-dir", tmp_path]
+    assert run(*SMALL, *words) == 0
+    assert run("--resume", tmp_path, "--total-frames", 800) == 2
+    assert "a prioritised replay buffer cannot change its size." in capsys.readouterr().err
+    assert run("--resume", tmp_path) == 0
+
+
+def test_what_cannot_be_written_is_told_in_a_sentence(monkeypatch, capsys, tmp_path):
+    def full(content, path):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    assert run(*SMALL, "--env.name", "Pendulum-v1", *EVERY_BATCH, "--output-dir", tmp_path) == 1
+    assert "no checkpoint could be written into" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_policy_that_cannot_be_exported_ends_no_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)
+    assert run(*SMALL, "--env.name", "Pendulum-v1", "--output-dir", tmp_path) == 0
+    assert "policy.pt2 is not written, because torch.export cannot follow" in capsys.readouterr().out
+    assert (tmp_path / "learning_curve.png").exists()
+
+
+def test_a_run_on_ones_own_environment_can_be_evaluated(monkeypatch, capsys, tmp_path):
+    (tmp_path / "robots.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import PendulumEnv\n"
+        "if 'Robot-v0' not in gymnasium.registry:\n"
+        "    gymnasium.register('Robot-v0', entry_point=PendulumEnv, max_episode_steps=20)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run(*SMALL, "--env.name", "robots:Robot-v0", "--output-dir", "out") == 0
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    sys.modules.pop("robots")
+    assert evaluate.main(["out", "--episodes", "1"]) == 0
+    assert "return of 1 episodes" in capsys.readouterr().out
 
 
 def test_full_disk_ends_in_a_sentence_and_leaves_the_last_checkpoint(monkeypatch, capsys, tmp_path):

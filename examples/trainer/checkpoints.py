@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+import weakref
 from pathlib import Path
 
 import torch
 from tensordict import TensorDict
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState, StateDictCheckpointAdapter
-from torchrl.data import PrioritizedSampler
+from torchrl.data import LazyMemmapStorage, PrioritizedSampler
 
 from trainer.errors import UserError, refusing
+
+
+class DiskStorage(LazyMemmapStorage):
+    """A replay buffer's memory-mapped files in a temporary folder that goes when it goes.
+
+    Left to itself, TorchRL fills /dev/shm, which is memory, and takes over SIGINT and SIGTERM.
+    """
+
+    def __init__(self, size: int) -> None:
+        folder = tempfile.mkdtemp(prefix="replay-")
+        super().__init__(size, scratch_dir=folder)
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
 
 class ReplayContent:
@@ -62,7 +76,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, records) -> None:
-        self.folder, self.replay = folder, None
+        self.folder, self.records, self.replay, self.saved = folder, records, None, None
         self.rotation = CheckpointRotation(folder / "checkpoints", keep_last=1, keep_best=("eval_return", "max"))
         self.checkpoint = Checkpoint()
         self._register("records", records)
@@ -78,7 +92,9 @@ class Checkpoints:
         self._register("random_numbers", GlobalRNGState())
 
     def save(self, records) -> None:
-        """Write a checkpoint, if there is room for it."""
+        """Write a checkpoint, unless nothing has happened since the last one or there is no room for it."""
+        if self.saved == (records.frames, records.updates):
+            return
         needed = len(self.replay) * self.replay.storage[:1].bytes() if len(self.replay) else 0
         free = shutil.disk_usage(self.folder).free
         if needed + 2**24 > free:
@@ -89,13 +105,17 @@ class Checkpoints:
         if len(self.replay) and "replay" not in self.checkpoint:
             self.checkpoint.register("replay", ReplayContent(self.replay))
         latest = -1e30 if records.latest is None else records.latest  # never evaluated
-        self.rotation.save(self.checkpoint, step=records.frames, metadata={"eval_return": latest})
+        with refusing(f"no checkpoint could be written into {self.folder}", "the earlier ones are as they were"):
+            self.rotation.save(self.checkpoint, step=records.frames, metadata={"eval_return": latest})
+        self.saved = (records.frames, records.updates)
 
     def load(self, *names: str) -> None:
         """Go on from the latest checkpoint; random numbers come last, when nothing draws any more."""
         latest = self.rotation.latest()
         if latest is None:
             raise UserError(f"--resume {self.folder}: no checkpoint is there; accepted: a run's output folder.")
+        for part in latest.parent.glob(".*.stage-*"):  # what a killed run had begun to write
+            shutil.rmtree(part, ignore_errors=True)
         saved = set(names) or set(Checkpoint.manifest(latest)["components"]) - {"records"}
         if "replay" in saved:
             self.checkpoint.register("replay", ReplayContent(self.replay))

@@ -65,7 +65,26 @@ def refuse_nan(batch) -> None:
             raise CollectionError(f"collecting failed: the environment returned NaN or infinity in {name}.")
 
 
-class Collecting(contextlib.AbstractContextManager):
+class Source(contextlib.AbstractContextManager):
+    """Where batches come from.
+
+    Attributes:
+        error: why no further batch came, or None.
+    """
+
+    error: CollectionError | None = None
+
+    @contextlib.contextmanager
+    def keeping_errors(self, what: str):
+        """Keep an exception from inside as ``error``, so that the run can be saved before it is raised."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.error = self.error or CollectionError(f"{what} failed: {reason.rstrip('.')}.")
+
+
+class Collecting(Source):
     """Collected batches, one at a time, until all frames are there or ``stop`` is set; workers end with the block.
 
     Args:
@@ -74,13 +93,10 @@ class Collecting(contextlib.AbstractContextManager):
         policy: acts, with noise.
         stop: an event; once it is set no further batch is waited for.
         done: frames that were collected before the run was resumed.
-
-    Attributes:
-        error: why no further batch came, or None.
     """
 
     def __init__(self, cfg, make, policy, stop, done: int = 0) -> None:
-        self.cfg, self.stop, self.schemes, self.error = cfg, stop, {}, None
+        self.cfg, self.stop, self.schemes = cfg, stop, {}
         size = cfg.steps_per_batch * cfg.env.count
         left, random = (
             max(0, math.ceil(frames / cfg.env.frame_skip / size) * size - done // cfg.env.frame_skip)
@@ -92,8 +108,8 @@ class Collecting(contextlib.AbstractContextManager):
             options |= {"policy_device": act_on, "env_device": "cpu", "storing_device": "cpu"}
         # A resumed run's environments begin with other random numbers than the first run's did.
         makers = [partial(make, seed=cfg.seed + 3 + 1_000 * worker + done) for worker in range(cfg.workers)]
-        others = multiprocessing.active_children()
-        with signals_blocked(), refusing("the collector could not be started"):
+        others, ends = multiprocessing.active_children(), signal.getsignal(signal.SIGTERM)
+        with signals_blocked(), refusing("the collector could not be started"), alarms(self.starting):
             if cfg.collector == "sync":
                 env = makers[0]()
                 self.collector = collectors.Collector(env, policy, trust_policy=True, **options)
@@ -108,6 +124,7 @@ class Collecting(contextlib.AbstractContextManager):
                 with warnings.catch_warnings():  # that workers stop acting randomly at different moments
                     warnings.filterwarnings("ignore", "async distributed data collection", UserWarning)
                     self.collector = ray_collector(makers, policy, ray_init_config=quiet, **options)
+                signal.signal(signal.SIGTERM, ends)  # Ray ends the process at once
 
         self.processes = [child for child in multiprocessing.active_children() if child not in others]
 
@@ -148,6 +165,14 @@ class Collecting(contextlib.AbstractContextManager):
         """A sentence on a worker process that is no more, or nothing."""
         alive = multiprocessing.active_children()
         return "a worker process died" if any(process not in alive for process in self.processes) else ""
+
+    def starting(self, waited: float) -> None:
+        """Raise if the collector's processes do not begin, such as those for which Ray's cluster has no CPU."""
+        if waited > self.cfg.timeout:
+            raise CollectionError(
+                f"the collector did not begin within {waited:.0f} seconds (--collector.timeout); with Ray, each of the "
+                f"--collector.workers takes a CPU."
+            )
 
     def look(self, waited: float) -> None:
         """Raise if there is no point in waiting any longer."""

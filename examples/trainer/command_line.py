@@ -20,6 +20,7 @@ from trainer.errors import UserError, refusing
 
 NAMES = {"gymnasium": "HalfCheetah-v5", "dm-control": "cheetah-run", "torchrl": "PendulumEnv"}
 FREE_TO_CHANGE = {"total_frames", "threads", "timeout", "logger", "output_dir", "resume", "eval", "checkpoint"}
+FREE_TO_CHANGE.add("offline_data")  # which may have been moved
 OFFLINE, CATEGORICAL = ("td3-bc", "rebrac"), ("d4pg", "fast-td3")
 SWITCHES = ["0", "1", "off", "on", "false", "true", "disable", "enable", "disabled", "enabled"]
 RENDERERS = {"", "egl", "glfw", "osmesa", "cgl", "wgl", *SWITCHES}
@@ -92,6 +93,12 @@ def flag(name: str, prefix: str = "--") -> str:
 
 def check_resumed(before: Config, now: Config) -> None:
     """Refuse a setting that contradicts what the run has done so far."""
+    sizes = {min(cfg.replay.frames, cfg.total_frames) for cfg in (before, now)}
+    if now.replay.sampler == "prioritised" and len(sizes) > 1:
+        raise UserError(
+            f"--total-frames was {before.total_frames} in {now.resume} and cannot become {now.total_frames}: a "
+            f"prioritised replay buffer cannot change its size."
+        )
     for field in dataclasses.fields(Config):
         old, new = getattr(before, field.name), getattr(now, field.name)
         if field.name not in FREE_TO_CHANGE and old != new:
@@ -153,10 +160,16 @@ def check_combinations(cfg: Config) -> None:
     ):
         if not right:
             raise UserError(f"{sentence}.")
-    if offline:
-        cfg.init_random_frames = 0  # nobody acts, so learning begins at once
     if cfg.output_dir is None:
         cfg.output_dir = Path("outputs") / f"{env.name.replace(':', '-')}-{cfg.loss}-{cfg.seed}"
+    if offline:
+        cfg.init_random_frames = 0  # nobody acts, so learning begins at once
+        if (Path(cfg.offline_data) / "config.yaml").exists():
+            cfg.offline_data = str(Path(cfg.offline_data).resolve())
+            if Path(cfg.offline_data) == cfg.output_dir.resolve():
+                raise UserError(
+                    f"--offline-data and --output-dir are both {cfg.output_dir}: that run would be removed."
+                )
 
 
 def run(train, cfg: Config) -> int:
@@ -173,6 +186,7 @@ def run(train, cfg: Config) -> int:
         stop.set()
 
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # what nohup has set
     before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     status = 2
     try:

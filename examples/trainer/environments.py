@@ -14,7 +14,7 @@ from importlib import import_module
 import torch
 from torchrl import data, envs
 
-from trainer.errors import UserError
+from trainer.errors import UserError, refusing
 
 END_KEYS = ("done", "terminated", "truncated")
 IMAGE = 84  # pixels a side
@@ -85,7 +85,10 @@ def gymnasium_options(cfg, render: bool) -> dict:
     """What ``gymnasium.make`` is told: whether to render, and how large where the networks see the images."""
     if not cfg.from_pixels:
         return {"render_mode": "rgb_array"} if render else {}
-    entry = str(import_module("gymnasium").spec(cfg.name).entry_point)
+    module, _, name = cfg.name.rpartition(":")
+    if module:
+        import_module(module)  # which registers it
+    entry = str(import_module("gymnasium").spec(name).entry_point)
     size = {"width": IMAGE, "height": IMAGE} if entry.startswith("gymnasium.envs.mujoco") else {}
     return {"render_mode": "rgb_array", **size}
 
@@ -190,12 +193,19 @@ def episode(env, actor=None, stop=None):
 
 
 def act_randomly(env, steps: int):
-    """Mean return of whole episodes of random actions, and the observations that they meet."""
-    runs = [episode(env)]
-    while sum(map(len, runs)) < steps:
-        runs.append(episode(env))
-    mean_return = sum(run["next", "episode_reward"][-1].item() for run in runs) / len(runs)
-    return mean_return, torch.cat([run["observation_vector"] for run in runs])
+    """Mean return of whole episodes of random actions, and the observations that they meet, unless they are images."""
+    returns, seen, done = [], [], 0
+    while not returns or done < steps:
+        with refusing("acting randomly failed"):
+            run = episode(env)
+        done += len(run)
+        returns.append(run["next", "episode_reward"][-1].item())
+        seen.append(
+            run["observation_vector"]
+            if run["observation_vector"].is_floating_point()
+            else run[:1]["observation_vector"]
+        )
+    return sum(returns) / len(returns), torch.cat(seen)
 
 
 def statistics(observations):

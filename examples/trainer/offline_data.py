@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
 from importlib import import_module
@@ -14,6 +13,7 @@ from tensordict import TensorDict
 
 from torchrl_ddpg import with_next_actions
 from trainer.checkpoints import read_transitions
+from trainer.collectors import Source
 from trainer.environments import END_KEYS
 from trainer.errors import UserError, refusing
 
@@ -100,10 +100,8 @@ def as_trained_on(transitions, statistics, reward_scale: float):
     return in_units(transitions, -mean / deviation, 1 / deviation, reward_scale)
 
 
-class NothingCollected(contextlib.AbstractContextManager):
+class NothingCollected(Source):
     """Stands in for the collector: as many empty batches as it would take for all frames, until ``stop`` is set."""
-
-    error = None
 
     def __init__(self, cfg, stop, done: int = 0) -> None:
         size = cfg.steps_per_batch * cfg.env.count * cfg.env.frame_skip
@@ -111,7 +109,7 @@ class NothingCollected(contextlib.AbstractContextManager):
 
     def __iter__(self):
         for _ in range(self.left):
-            if self.stop.is_set():
+            if self.stop.is_set() or self.error is not None:
                 return
             yield None
 

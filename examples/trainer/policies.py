@@ -50,5 +50,9 @@ def export(path: Path, actor, records, env) -> None:
     observation = env.observation_spec["observation_vector"].zero()
     policy = DeployedPolicy(actor, records.statistics).eval().requires_grad_(False)
     batch = {"observation": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(policy, (torch.stack([observation] * 2),), dynamic_shapes=batch)
+    try:
+        program = torch.export.export(policy, (torch.stack([observation] * 2),), dynamic_shapes=batch)
+    except Exception as error:  # of networks of one's own
+        print(f"{path.name} is not written, because torch.export cannot follow the actor: {str(error).splitlines()[0]}")
+        return
     write_atomically(path, lambda temporary: torch.export.save(program, temporary))

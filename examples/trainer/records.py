@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import math
 import os
 import shutil
 import time
@@ -15,6 +16,8 @@ import tqdm
 import yaml
 from matplotlib.figure import Figure
 from torchrl.record.loggers import get_logger
+
+from trainer.errors import UserError, refusing
 
 NOTED = (
     "reward",
@@ -42,8 +45,9 @@ def write_atomically(path: Path, write) -> None:
     """Let ``write(temporary)`` write the file and put it into place in one step, so that no half of it is ever seen."""
     temporary = path.with_name(f".new-{path.name}")
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with refusing(f"{path} could not be written"):  # torch.save raises its own errors when a disk is full
+            write(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -95,7 +99,7 @@ class Records(contextlib.AbstractContextManager):
     def __enter__(self) -> Records:
         """Begin: write the configuration and what an earlier part of the run recorded."""
         cfg, plain = self.cfg, yaml.safe_dump(to_plain(self.cfg), sort_keys=False)
-        if not self.rows:
+        if not cfg.resume:
             clear(cfg.output_dir)
         write_atomically(cfg.output_dir / "config.yaml", lambda path: path.write_text(plain))
         self.file = (cfg.output_dir / "metrics.csv").open("w", newline="")
@@ -145,6 +149,15 @@ class Records(contextlib.AbstractContextManager):
             self.note(train_return=after["episode_reward"][after["done"]])
             self.note(train_length=after["step_count"][after["done"]].float() * env.frame_skip)
 
+    def check_length(self) -> None:
+        """Refuse to go on to fewer frames than there are, which would cut the replay buffer."""
+        size = self.cfg.steps_per_batch * self.cfg.env.count * self.cfg.env.frame_skip
+        if self.cfg.total_frames <= self.frames - size:
+            raise UserError(
+                f"--total-frames {self.cfg.total_frames:,} is below the {self.frames:,} frames that are in "
+                f"{self.cfg.output_dir}; accepted: more, counted from the start of the run."
+            )
+
     def passed(self, every: int) -> bool:
         """Whether the last batch passed a multiple of ``every`` frames, or was the last one; 0 = never."""
         size = self.cfg.steps_per_batch * self.cfg.env.count * self.cfg.env.frame_skip
@@ -159,10 +172,12 @@ class Records(contextlib.AbstractContextManager):
         """Keep an evaluation for the next row, and the policy if it is the best so far; {}: it was ended early."""
         if not result:
             return
-        self.evaluation, self.latest = result, result["eval_return"]
-        if self.best is None or self.latest > self.best:
-            self.best = self.latest
-            self.save_policy("best_policy.pt", actor)
+        self.evaluation = result
+        if math.isfinite(result["eval_return"]):
+            self.latest = result["eval_return"]
+            if self.best is None or self.latest > self.best:
+                self.best = self.latest
+                self.save_policy("best_policy.pt", actor)
         if self.frames == 0:
             self.write_row()
 
@@ -173,7 +188,8 @@ class Records(contextlib.AbstractContextManager):
         if not self.evaluation and not self.finished and self.frames - last["frames"] < enough:
             return
         row = {"frames": self.frames, **self.evaluation, "updates": self.updates, "seconds": round(self.seconds, 1)}
-        row |= {key: torch.stack(values).float().mean().item() for key, values in self.noted.items()}
+        for key, values in self.noted.items():  # those of a checkpoint lie on the CPU
+            row[key] = torch.stack([value.to(values[-1].device) for value in values]).float().mean().item()
         if passed := row["seconds"] - last["seconds"]:
             row["frames_per_second"] = round((row["frames"] - last["frames"]) / passed, 1)
             row["updates_per_second"] = round((row["updates"] - last["updates"]) / passed, 1)
