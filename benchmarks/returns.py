@@ -1,8 +1,8 @@
 """Returns over frames, ours and SB3's: ``python benchmarks/returns.py --runs td3:HalfCheetah-v5:0``.
 
-A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3; ``td3-2018`` is TD3 with its
-paper's networks, rates and batch, and ``tutorial`` the trainer's default preset. Interrupted runs go on where their last
-checkpoint is. ``--report`` draws the curves and prints the table of what ``docs/results`` holds.
+A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3; ``td3-2018`` is TD3 with
+its paper's networks, rates and batch, and ``tutorial`` the trainer's default preset. Interrupted runs go on where their
+last checkpoint is. ``--report`` draws the curves and prints the table of what ``docs/results`` holds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PUBLISHED = {
     300_000: (6196, 7657, 9049),
 }
 # TD3's paper; the preset has what its authors and others take since 2020.
-PAPER = "--hidden 400 300 --replay.batch 100 --actor-lr 1e-3 --critic-lr 1e-3".split()
+PAPER = ["--hidden", "400", "300", "--replay.batch", "100", "--actor-lr", "1e-3", "--critic-lr", "1e-3"]
 # 1 for every step at which the pendulum stands: at most 1 / (1 - gamma).
 SUPPORT = {"InvertedPendulum-v5": ["--v-min", "0", "--v-max", "100"]}
 
