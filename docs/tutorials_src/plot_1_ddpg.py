@@ -4,8 +4,9 @@ DDPG end to end
 
 This page is for you if you know PyTorch and have never used TorchRL or reinforcement learning. It
 trains a network to control a pendulum with deep deterministic policy gradient (DDPG), and explains
-what each part of the program is for. Everything runs on one CPU core; the training takes about a
-minute. These words come up all the time:
+what each part of the program is for. The environment, the collector and the buffer come from
+TorchRL, the loss and the update from this package, ``torchrl_ddpg``. Everything runs on one CPU core;
+the training takes about a minute. These words come up all the time:
 
 - An **environment** is the simulated world. It is in a **state**, of which it shows an
   **observation**, a vector of numbers. It takes an **action**, another vector, and answers with a
@@ -18,9 +19,11 @@ minute. These words come up all the time:
 DDPG (`Lillicrap et al. 2016 <https://arxiv.org/abs/1509.02971>`_) learns two networks:
 
 - the **critic** :math:`Q(s, a)` predicts the *value* of an action: the sum of all rewards from now
-  on, where the reward :math:`k` steps ahead is multiplied by :math:`\gamma^k`, with
-  :math:`\gamma < 1`;
+  on, if the policy chooses all later actions, where the reward :math:`k` steps ahead is multiplied
+  by :math:`\gamma^k`. With :math:`\gamma < 1` the sum is finite and the near future counts more;
 - the **actor** :math:`\mu(s)` is the policy. It has no randomness, hence "deterministic".
+
+We write :math:`s` for what the networks see, the observation.
 
 The critic is trained by regression on a target :math:`y` that is made from one transition: from
 state :math:`s` the action :math:`a` gave the reward :math:`r` and led to :math:`s'`.
@@ -31,9 +34,11 @@ state :math:`s` the action :math:`a` gave the reward :math:`r` and led to :math:
    L_Q = \frac{1}{N} \sum \bigl(Q(s, a) - y\bigr)^2, \qquad
    L_\mu = -\frac{1}{N} \sum Q(s, \mu(s)).
 
-Here :math:`d` is 1 if the episode ended in :math:`s'`, and :math:`Q'` and :math:`\mu'` are slowly
-moving copies of the two networks, the *target networks*. The actor is trained to choose actions to
-which the critic gives a higher value. We come back to every symbol in code below.
+The sum from :math:`s` on is the first reward plus :math:`\gamma` times the sum from :math:`s'` on. The
+critic's own prediction stands for the second part, so one transition is enough. Here :math:`N` is the
+size of the minibatch, :math:`d` is 1 if the episode ended in :math:`s'`, and :math:`Q'` and
+:math:`\mu'` are slowly moving copies of the two networks, the *target networks*. The actor is trained
+to choose actions to which the critic gives a higher value. We come back to every symbol in code below.
 """
 
 import copy
@@ -136,9 +141,10 @@ print({flag: bool(episode["next", flag][-1]) for flag in ("done", "terminated", 
 #
 # - ``RewardSum`` adds up the rewards of the running episode in ``"episode_reward"``. We use it only
 #   to report returns. It comes first, so that it adds rewards that are not scaled yet.
-# - ``RewardScaling`` multiplies the reward by 0.1. Rewards here go down to -16, so values go down
-#   to about -1,000, and a network whose output starts near 0 would need long to get there. Scaling
-#   all rewards does not change which policy is the best.
+# - ``RewardScaling`` multiplies the reward by 0.1. Rewards here go down to -16, and with the
+#   :math:`\gamma = 0.99` used below about 100 of them count, so values can fall below -1,000, and a
+#   network whose output starts near 0 would need long to get there. Scaling all rewards does not
+#   change which policy is the best.
 # - ``ObservationNorm`` brings every entry of the observation to mean 0 and standard deviation 1.
 #   The angular speed goes up to 8 while cosine and sine stay within 1. Without normalisation the
 #   first layer would mostly see the speed.
@@ -257,7 +263,8 @@ policy = TensorDictSequential(actor, noise)
 
 # %%
 # The noise acts only in ``ExplorationType.RANDOM``, TorchRL's default and what the collector uses.
-# In ``ExplorationType.DETERMINISTIC`` it is passed over, so a policy with noise can be evaluated too.
+# In ``ExplorationType.DETERMINISTIC`` it is passed over. Below, ``evaluate`` runs the bare actor, so the
+# setting changes nothing; with it you may pass ``policy`` as well.
 # The returns that we print are plain sums of rewards in the environment's units, which is what
 # people report; the critic predicts discounted sums of scaled rewards.
 
@@ -302,7 +309,8 @@ collector = Collector(
 # each item of the buffer is the 50 steps in a row that one environment added to a batch. Keeping the
 # order lets us sum the rewards of several steps (see "Value estimators" below). An item may contain
 # the end of one episode and the start of the next; no sum goes beyond ``done``. To store single
-# steps instead, extend the buffer with ``data.reshape(-1)`` and leave the crop out.
+# steps instead, extend the buffer with ``data.reshape(-1)``, leave the crop out, make the storage
+# ``total_frames`` and the minibatch 125 long, and use the value estimator ``"td0"``.
 #
 # ``LazyMemmapStorage`` keeps the data in memory-mapped files, so a buffer may be larger than the
 # memory of the machine. A minibatch is a *crop* of 5 steps from each of 25 items. We draw crops and
@@ -320,7 +328,8 @@ buffer = TensorDictReplayBuffer(
 # %%
 # The loss reads the observation, the action, and under ``"next"`` the observation, the reward and
 # two flags. Nothing else needs to be stored. To have something to look at, we fill the buffer with
-# one batch now.
+# one batch now: its shape ``[2, 50]`` becomes two items. ``sample`` draws with replacement, so it can
+# draw 25 crops of them.
 
 needed = [
     "observation",
@@ -354,7 +363,8 @@ with torch.no_grad():
 
 # %%
 # **The critic's loss**: the squared difference to the target, at the action that *was taken*, noise
-# included. That is why old data from any policy will do.
+# included. Reward and next state depend on that action alone, and the next action in the target is
+# chosen by :math:`\mu'`, not by whoever collected. That is why old data from any policy will do.
 
 prediction = critic(batch.select("observation", "action"))["state_action_value"]
 value_loss = (prediction - target).square().mean()
@@ -390,8 +400,9 @@ print("gradient on the critic:", any(p.grad is not None for p in critic.paramete
 loss.zero_grad()
 
 # %%
-# It also keeps the target networks, clamps target actions to the range, ignores whatever lies past
-# the end of an episode, writes what :doc:`prioritised replay </howto/prioritised_replay>` needs, and
+# It also keeps the target networks, clamps target actions to the range, keeps what lies past the end
+# of an episode out of the targets before it, writes what
+# :doc:`prioritised replay </howto/prioritised_replay>` needs, and
 # tells you what is wrong with a batch:
 
 try:
@@ -406,11 +417,12 @@ except BatchError as error:
 # The target above looks one step ahead; this is called TD(0), for temporal difference. Early in
 # training :math:`Q'` knows nothing, and a reward reaches the values of earlier states only one step
 # at a time. With a trajectory we can sum the true rewards of several steps before we ask the critic.
-# TD(1) sums to the end of the crop. TD(:math:`\lambda`) is a mixture of all lengths;
-# :math:`\lambda = 0` is TD(0), :math:`\lambda = 1` is TD(1).
+# TD(1) sums to the end of the crop, or of the episode, and asks the critic only there.
+# TD(:math:`\lambda`) is a mean over all lengths, in which each further step counts :math:`\lambda` times
+# as much; :math:`\lambda = 0` is TD(0), :math:`\lambda = 1` is TD(1).
 #
-# These are the three kinds of targets for one crop. They agree at the last step, since no further
-# reward is known.
+# These are the three kinds of targets for one crop. At its last step only one reward is left, so
+# there they agree.
 
 for name, options in (("td0", {}), ("td_lambda", {"lmbda": 0.9}), ("td1", {})):
     loss.make_value_estimator(name, gamma=gamma, **options)
@@ -450,7 +462,8 @@ loss.make_value_estimator("td_lambda", gamma=gamma, lmbda=0.9)
 #
 # :class:`~torchrl_ddpg.UpdateStep` is these lines in one call. On a CPU, ``record_operators=True``
 # records the operators of an update once for each shape of batch and replays them, which is faster and
-# gives the same numbers.
+# gives the same numbers. The Python of the networks runs only while recording, so leave it out where
+# a network branches on values.
 
 update = UpdateStep(
     loss,
@@ -464,7 +477,8 @@ update = UpdateStep(
 # The loop
 # --------
 #
-# Collect, store, update once per collected frame, evaluate now and then. While actions are random,
+# Collect, store, update once per collected frame (the usual number: more learns faster per frame, but
+# less steadily), evaluate now and then. While actions are random,
 # nothing is trained. ``data.numel()`` is the number of frames in a batch. ``noise.step`` shrinks the
 # noise. ``update`` returns the two losses and metrics, among them ``"pred_value"``, the mean of
 # :math:`Q(s, a)`. The collector runs our actor itself, so it always has the newest weights. A
@@ -571,8 +585,10 @@ folder.cleanup()
 # What to change for your own environment
 # ---------------------------------------
 #
-# - ``make_base_env``: the environment. Its actions must be vectors of real numbers with a lowest and
-#   a highest value. Check that it sets ``terminated`` at a real end and ``truncated`` at a time limit.
+# - ``make_base_env``: the environment. ``GymEnv`` takes the name of any environment that is registered
+#   with Gymnasium, and ``torchrl.envs.GymWrapper`` an object of your own. Its actions must be vectors
+#   of real numbers with a lowest and a highest value. Check that it sets ``terminated`` at a real end
+#   and ``truncated`` at a time limit.
 # - ``RewardScaling``: a factor that makes the returns, discounted and scaled, about 1 to 100.
 # - The networks: ``out_features`` of the actor is the number of entries of an action. Larger tasks
 #   use layers of 256 units. If the observation is not one vector called ``"observation"``, change
@@ -582,7 +598,11 @@ folder.cleanup()
 # - The lengths: ``max_steps`` in ``evaluate``, and ``total_frames``: a hundred thousand to a million
 #   for a walking robot, with ``random_frames`` a tenth or less of it.
 # - ``gamma``: about ``1 - 1 / n`` if an action matters for the next ``n`` steps.
-# - What belongs to the pendulum alone: the plot of the torque, and the check of ``final_return``.
+# - Where an entry of the observation may stand still: ``deviation.clamp_min(1e-3)``.
+# - The batch: ``frames_per_batch`` must divide the 1,000 frames between evaluations. Leave ``tau``, the
+#   learning rates, the crop and the minibatch as they are at first.
+# - What belongs to the pendulum alone: the printed range of the action, the 200 and 120 steps of the
+#   comparison with the critic, the plot of the torque, and the check of ``final_return``.
 #
 # Where to go from here
 # ---------------------
