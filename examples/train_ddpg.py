@@ -78,8 +78,7 @@ def make_networks(cfg, env):
     outputs = {"out_features": cfg.num_atoms if cfg.loss in ("d4pg", "fast-td3") else 1}
     norms = {"norm_class": nn.LayerNorm, "norm_kwargs": [{"normalized_shape": width} for width in cfg.hidden]}
     # 0: the critic sees the action at its first layer; 1: after it, as in DDPG's paper.
-    paper = 1 if cfg.loss in ("ddpg", "d4pg") else 0
-    action_layer = paper if cfg.action_layer is None else cfg.action_layer
+    action_layer = int(cfg.loss in ("ddpg", "d4pg")) if cfg.action_layer is None else cfg.action_layer
     if env.observation_spec["observation_vector"].dtype == torch.uint8:
         net = FromImages(modules.DdpgCnnActor(spec.shape[-1]))
         value = FromImages(modules.DdpgCnnQNet(mlp_net_kwargs=outputs))
@@ -227,10 +226,7 @@ def measure(cfg, transitions=None):
 
 
 def train(cfg, stop) -> None:
-    """Run algorithm 1 for ``total_frames`` frames or until the event ``stop`` is set, and save what was learned.
-
-    A step of an environment lasts ``frame_skip`` frames; ``steps_per_batch`` counts the steps of each environment.
-    """
+    """Run algorithm 1 for ``total_frames`` simulator steps or until the event ``stop`` is set, and save the results."""
     torch.manual_seed(cfg.seed)
     torch.set_num_threads(cfg.threads)
     transitions = offline_data.load(cfg, make_env) if cfg.offline_data else None
@@ -287,9 +283,9 @@ def train(cfg, stop) -> None:
                     records.evaluated(evaluate(cfg, eval_env, actor, loss, stop), actor)
             records.write_row()
             if records.passed(cfg.checkpoint.interval):
-                checkpoints.save(records)
+                checkpoints.save()
                 records.save_policy("policy.pt", actor)  # the latest; records keep the best
-        checkpoints.save(records)
+        checkpoints.save()
         records.save_policy("policy.pt", actor)
         # The best policy as one program, with normalisation and action scaling, that needs nothing of this repository.
         policies.export(cfg.output_dir / "policy.pt2", actor, records, eval_env)

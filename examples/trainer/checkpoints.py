@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tensordict import TensorDict
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState, StateDictCheckpointAdapter
-from torchrl.data import LazyMemmapStorage, PrioritizedSampler
+from torchrl.data import LazyMemmapStorage
 
 from trainer.errors import UserError, refusing
 
@@ -49,8 +49,6 @@ class ReplayContent:
         """Fill the buffer with it; a buffer of another size takes the items, oldest first."""
         capacity, items = read_items(path)
         writer, same = self.replay.writer, capacity == self.replay.storage.max_size
-        if not same and isinstance(self.replay.sampler, PrioritizedSampler):
-            raise UserError("a prioritised replay buffer cannot change its size: leave --total-frames as it was.")
         writer.loads(path / "writer")
         if not same and len(items) == capacity:  # the next to be overwritten is the oldest
             items = items[torch.arange(capacity).roll(-writer.state_dict()["_cursor"])]
@@ -91,8 +89,9 @@ class Checkpoints:
             self._register(name, part)
         self._register("random_numbers", GlobalRNGState())
 
-    def save(self, records) -> None:
+    def save(self) -> None:
         """Write a checkpoint, unless nothing has happened since the last one or there is no room for it."""
+        records = self.records
         if self.saved == (records.frames, records.updates):
             return
         needed = len(self.replay) * self.replay.storage[:1].bytes() if len(self.replay) else 0

@@ -17,7 +17,7 @@ from torchrl import collectors
 from torchrl.weight_update import SharedMemWeightSyncScheme
 
 from trainer import environments
-from trainer.errors import UserError, refusing
+from trainer.errors import UserError, reason, refusing
 
 
 class CollectionError(UserError):
@@ -80,8 +80,7 @@ class Source(contextlib.AbstractContextManager):
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            self.error = self.error or CollectionError(f"{what} failed: {reason.rstrip('.')}.")
+            self.error = self.error or CollectionError(f"{what} failed: {reason(error)}.")
 
 
 class Collecting(Source):
@@ -158,8 +157,7 @@ class Collecting(Source):
         except CollectionError as error:
             self.error = self.error or error
         except Exception as error:
-            reason = self.dead_worker() or " ".join(str(error).split()) or type(error).__name__
-            self.error = self.error or CollectionError(f"collecting failed: {reason.rstrip('.')}.")
+            self.error = self.error or CollectionError(f"collecting failed: {self.dead_worker() or reason(error)}.")
 
     def dead_worker(self) -> str:
         """A sentence on a worker process that is no more, or nothing."""

@@ -19,8 +19,8 @@ from trainer.configuration import PRESETS, Config, Range
 from trainer.errors import UserError, refusing
 
 NAMES = {"gymnasium": "HalfCheetah-v5", "dm-control": "cheetah-run", "torchrl": "PendulumEnv"}
-FREE_TO_CHANGE = {"total_frames", "threads", "timeout", "logger", "output_dir", "resume", "eval", "checkpoint"}
-FREE_TO_CHANGE.add("offline_data")  # which may have been moved
+FREE_TO_CHANGE = {"total_frames", "threads", "timeout", "logger", "eval", "checkpoint"}
+FREE_TO_CHANGE |= {"output_dir", "resume", "offline_data"}  # folders, which may have been moved
 OFFLINE, CATEGORICAL = ("td3-bc", "rebrac"), ("d4pg", "fast-td3")
 SWITCHES = ["0", "1", "off", "on", "false", "true", "disable", "enable", "disabled", "enabled"]
 RENDERERS = {"", "egl", "glfw", "osmesa", "cgl", "wgl", *SWITCHES}

@@ -200,11 +200,8 @@ def act_randomly(env, steps: int):
             run = episode(env)
         done += len(run)
         returns.append(run["next", "episode_reward"][-1].item())
-        seen.append(
-            run["observation_vector"]
-            if run["observation_vector"].is_floating_point()
-            else run[:1]["observation_vector"]
-        )
+        observed = run["observation_vector"]
+        seen.append(observed if observed.is_floating_point() else observed[:1])  # nobody reads images
     return sum(returns) / len(returns), torch.cat(seen)
 
 

@@ -9,6 +9,11 @@ class UserError(Exception):
     """A mistake that the user can mend, told in one sentence."""
 
 
+def reason(error: Exception) -> str:
+    """What an exception says, in one line without a full stop; its type if it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+
+
 @contextlib.contextmanager
 def refusing(what: str, hint: str = ""):
     """Turn whatever goes wrong inside into one sentence."""
@@ -17,5 +22,4 @@ def refusing(what: str, hint: str = ""):
     except Exception as error:
         if isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what}: {reason.rstrip('.')}{f' ({hint})' if hint else ''}.") from error
+        raise UserError(f"{what}: {reason(error)}{f' ({hint})' if hint else ''}.") from error

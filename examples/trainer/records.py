@@ -120,6 +120,11 @@ class Records(contextlib.AbstractContextManager):
         """Seconds of training so far, those before a resumption included."""
         return self.before + time.monotonic() - self.began
 
+    @property
+    def batch_frames(self) -> int:
+        """Frames of a collected batch."""
+        return self.cfg.steps_per_batch * self.cfg.env.count * self.cfg.env.frame_skip
+
     def note(self, **values) -> None:
         """Add to the means of the next row; TD3 calls the critics' loss `loss_qvalue`."""
         for key, value in values.items():
@@ -135,9 +140,8 @@ class Records(contextlib.AbstractContextManager):
     def collected(self, batch) -> None:
         """Count a batch; note its rewards and the returns of the episodes that ended in it. None: nothing collected."""
         env = self.cfg.env
-        size = self.cfg.steps_per_batch * env.count * env.frame_skip
-        self.frames += size
-        self.bar.update(size)
+        self.frames += self.batch_frames
+        self.bar.update(self.batch_frames)
         if batch is None:
             return
         after = batch["next"]
@@ -151,8 +155,7 @@ class Records(contextlib.AbstractContextManager):
 
     def check_length(self) -> None:
         """Refuse to go on to fewer frames than there are, which would cut the replay buffer."""
-        size = self.cfg.steps_per_batch * self.cfg.env.count * self.cfg.env.frame_skip
-        if self.cfg.total_frames <= self.frames - size:
+        if self.cfg.total_frames <= self.frames - self.batch_frames:
             raise UserError(
                 f"--total-frames {self.cfg.total_frames:,} is below the {self.frames:,} frames that are in "
                 f"{self.cfg.output_dir}; accepted: more, counted from the start of the run."
@@ -160,8 +163,7 @@ class Records(contextlib.AbstractContextManager):
 
     def passed(self, every: int) -> bool:
         """Whether the last batch passed a multiple of ``every`` frames, or was the last one; 0 = never."""
-        size = self.cfg.steps_per_batch * self.cfg.env.count * self.cfg.env.frame_skip
-        return every > 0 and (self.finished or self.frames // every > (self.frames - size) // every)
+        return every > 0 and (self.finished or self.frames // every > (self.frames - self.batch_frames) // every)
 
     @property
     def finished(self) -> bool:

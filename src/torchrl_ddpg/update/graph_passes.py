@@ -23,7 +23,7 @@ def _lstm_layer(*args: Any) -> tuple[Tensor, ...]:
 
 _BINDINGS = {
     aten.mkldnn_rnn_layer.default: _lstm_layer,
-    # What is called most, without the look-up among overloads: a microsecond each, a twentieth of a small update.
+    # What is called most, without the look-up among overloads: a microsecond each.
     aten.abs.default: torch.abs,
     aten.abs_.default: torch.abs_,
     aten.add.Tensor: torch.add,
