@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -165,7 +164,9 @@ class Batch:
 
     def is_current(self) -> bool:
         """Whether the user's TensorDict still holds what was read of it."""
-        now, then = [self.source.batch_size, *chain.from_iterable(map(contents, self._parts))], self._held
+        now, then = [self.source.batch_size], self._held
+        for part in self._parts:
+            now += contents(part)
         return len(now) == len(then) and all(map(operator.is_, now, then))
 
     def _remember(self) -> None:

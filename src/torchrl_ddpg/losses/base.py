@@ -270,8 +270,10 @@ class DeterministicPolicyLoss(ConfigurableLoss):
 
     def bound_target_action(self, action: Tensor) -> Tensor:
         """The target actor's action within its range, ``[*B, A]``; without a range as it is."""
-        low, high = self.min_action, self.max_action
-        return action if low is None else torch.clamp(action, low.to(action.dtype), high.to(action.dtype))
+        low, high = self._buffers["min_action"], self._buffers["max_action"]
+        if low is None or high is None:
+            return action
+        return torch.clamp(action, low.to(action.dtype), high.to(action.dtype))
 
     def next_state_value(self, values: list[Tensor], action: Tensor, batch: Batch) -> Tensor:
         """The value of the next state, of what the target critics say.
@@ -446,11 +448,12 @@ class DeterministicPolicyLoss(ConfigurableLoss):
 
     def _report(self, name: str, batch: Batch, values: Tensor) -> Report:
         """The mean, and the maximum, over the samples that count, if the loss has such outputs."""
-        if name not in self.all_out_keys and f"{name}_max" not in self.all_out_keys:
+        wanted = self.all_out_keys
+        if name not in wanted and f"{name}_max" not in wanted:
             return {}
         values = values if batch.mask is None else batch.samples(values)
         metrics = functional.mean_and_max(name, values, batch.mask_like(values))
-        return {key: value for key, value in metrics.items() if key in self.all_out_keys}
+        return {key: value for key, value in metrics.items() if key in wanted}
 
     def _reported(self, batch: Batch, metrics: Report) -> Report:
         """What a step reports: per-sample values averaged, scalars as they are, all detached."""

@@ -60,7 +60,7 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
     """
     if not torch.compiler.is_compiling():
         if _is_plain_sequence(module):
-            parts = module.module
+            parts = module._modules["module"]
             for part in parts.values() if isinstance(parts, nn.ModuleDict) else parts:
                 run(part, entries, shape)
             return entries
@@ -69,13 +69,14 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
                 arguments = [entries[key] for key in module.in_keys]
             except KeyError as error:
                 raise AbsentError(error.args[0]) from None
-            written = module.module(*arguments)
+            written = module._modules["module"](*arguments)  # which module.module finds after four other places
+            names = module.out_keys_source
             written = (written,) if isinstance(written, Tensor) else written
-            if isinstance(written, tuple) and len(written) == len(module.out_keys_source):
-                entries.update(zip(module.out_keys_source, written, strict=True))
+            if isinstance(written, tuple) and len(written) == len(names):
+                entries.update(zip(names, written, strict=True))
                 return entries
             if isinstance(written, dict):  # not run again: batch statistics and random numbers would move twice
-                entries.update({key: written.get(key) for key in module.out_keys_source})
+                entries.update({key: written.get(key) for key in names})
                 return entries
     output = module(TensorDict(entries, batch_size=shape))
     entries.update({key: output.get(key, None) for key in module.out_keys})
