@@ -17,6 +17,8 @@ from torch import nn
 from torchrl.modules import ValueOperator
 
 OBSERVATION, ACTION = 17, 6
+# The trainer's flags for TD3's paper; its preset `mujoco` has what the authors and others take since 2020.
+PAPER = ["--hidden", "400", "300", "--replay.batch", "100", "--actor-lr", "1e-3", "--critic-lr", "1e-3"]
 
 
 class Critic(nn.Module):

@@ -21,7 +21,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from common import print_table
+from common import PAPER, print_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
@@ -45,8 +45,6 @@ PUBLISHED = {
     200_000: (5785, 6812, 7807),
     300_000: (6196, 7657, 9049),
 }
-# TD3's paper; the preset has what its authors and others take since 2020.
-PAPER = ["--hidden", "400", "300", "--replay.batch", "100", "--actor-lr", "1e-3", "--critic-lr", "1e-3"]
 
 
 def settings(loss: str, environment: str) -> list[str]:

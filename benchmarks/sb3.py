@@ -1,4 +1,4 @@
-"""Stable-Baselines3, a contestant of ``returns.py``: its DDPG or TD3 with the settings of the preset `mujoco`."""
+"""Stable-Baselines3, a contestant of ``returns.py`` and ``train.py``, with the same hyperparameters as the trainer."""
 
 from __future__ import annotations
 
@@ -29,10 +29,33 @@ def returns_of(model, name: str, episodes: int) -> list[float]:
     return found
 
 
+def build(loss: str, name: str, random_frames: int, seed: int | None = None, device: str = "cpu") -> TD3:
+    """SB3's DDPG or TD3 as the preset `mujoco` has it; ``td3-2018`` has what TD3's paper has."""
+    paper = loss.endswith("-2018")
+    env = gymnasium.make(name)
+    actions = env.action_space.shape[0]
+    return {"ddpg": DDPG, "td3": TD3}[loss.removesuffix("-2018")](
+        "MlpPolicy",
+        env,
+        learning_rate=1e-3 if paper else 3e-4,
+        buffer_size=1_000_000,
+        learning_starts=random_frames,
+        batch_size=100 if paper else 256,
+        tau=0.005,
+        gamma=0.99,
+        train_freq=1,
+        gradient_steps=1,
+        action_noise=NormalActionNoise(np.zeros(actions), np.full(actions, 0.1)),
+        policy_kwargs={"net_arch": [400, 300] if paper else [256, 256]},
+        seed=seed,
+        device=device,
+    )
+
+
 def main() -> None:
     """Train, evaluate every so many frames, and write ``metrics.csv`` with the trainer's names of columns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loss", choices=["ddpg", "td3"], default="td3")
+    parser.add_argument("--loss", choices=["ddpg", "td3", "td3-2018"], default="td3")
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=100_000)
@@ -42,24 +65,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    env = gymnasium.make(args.env)
-    actions = env.action_space.shape[0]
-    model = {"ddpg": DDPG, "td3": TD3}[args.loss](
-        "MlpPolicy",
-        env,
-        learning_rate=3e-4,
-        buffer_size=1_000_000,
-        learning_starts=args.random_frames,
-        batch_size=256,
-        tau=0.005,
-        gamma=0.99,
-        train_freq=1,
-        gradient_steps=1,
-        action_noise=NormalActionNoise(np.zeros(actions), np.full(actions, 0.1)),
-        policy_kwargs={"net_arch": [256, 256]},
-        seed=args.seed,
-        device="cpu",
-    )
+    model = build(args.loss, args.env, args.random_frames, args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with (args.output_dir / "metrics.csv").open("w", newline="") as file:
         rows = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Frames a second of whole training runs, one update a frame, beside SB3's DDPG: ``python benchmarks/train.py``.
+"""Frames per second of whole training runs, one update per frame, beside SB3's: ``python benchmarks/train.py``.
 
 The contestants run a few seconds each in turn, all others stopped, so that a machine whose speed changes with its
 neighbours is the same machine for all of them.
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import print_machine, print_table, synchronize
+from common import PAPER, print_machine, print_table, synchronize
 from update import hand_written
 
 TRAINER = Path(__file__).parent.parent / "examples" / "train_ddpg.py"
@@ -26,12 +26,11 @@ ENVIRONMENT = "HalfCheetah-v5"
 FOREVER = 10_000_000
 
 
-def run_sb3(random_frames: int, device: str) -> None:
-    """Train SB3's DDPG at the sizes of the preset ``mujoco``, with its own default of threads, and print its frames."""
-    import numpy as np
-    from stable_baselines3 import DDPG
+def run_sb3(loss: str, random_frames: int, device: str) -> None:
+    """Train SB3 with the hyperparameters of the trainer and its own default of threads, and print its frames."""
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.noise import NormalActionNoise
+
+    from sb3 import build
 
     class Progress(BaseCallback):
         def _on_step(self) -> bool:
@@ -39,20 +38,7 @@ def run_sb3(random_frames: int, device: str) -> None:
                 print(f"{self.num_timesteps}/{FOREVER}", end="\r", file=sys.stderr, flush=True)
             return True
 
-    model = DDPG(
-        "MlpPolicy",
-        ENVIRONMENT,
-        learning_rate=3e-4,
-        batch_size=256,
-        tau=0.005,
-        train_freq=1,
-        gradient_steps=1,
-        learning_starts=random_frames,
-        action_noise=NormalActionNoise(np.zeros(6), 0.1 * np.ones(6)),
-        policy_kwargs={"net_arch": [256, 256]},
-        device=device,
-    )
-    model.learn(FOREVER, callback=Progress())
+    build(loss, ENVIRONMENT, random_frames, device=device).learn(FOREVER, callback=Progress())
 
 
 def run_updates(device: str) -> None:
@@ -115,32 +101,34 @@ class Contestant:
         self.process.wait()
 
 
-def commands(random_frames: int, device: str) -> dict[str, list[str]]:
+def commands(loss: str, random_frames: int, device: str) -> dict[str, list[str]]:
     """The contestants' command lines; the trainer's evaluation is left out."""
     options = {"--env.name": ENVIRONMENT, "--device": device, "--total-frames": FOREVER, "--eval.interval": 0}
-    options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000}
+    options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000, "--loss": loss.removesuffix("-2018")}
     trainer = [sys.executable, str(TRAINER), "mujoco", *(str(word) for pair in options.items() for word in pair)]
-    this = [sys.executable, str(Path(__file__).resolve()), "--device", device]
+    trainer += PAPER if loss.endswith("-2018") else []
+    this = [sys.executable, str(Path(__file__).resolve()), "--device", device, "--loss", loss]
     ways = {
         "SB3": [*this, "--sb3", "--warm-up", str(2 * random_frames)],
         "this trainer, collecting in turn": [*trainer, "--collector", "sync"],
         "this trainer, collecting beside learning": [*trainer, "--collector", "async"],
-        "hand-written updates alone, nothing collected": [*this, "--updates"],
     }
+    if loss == "ddpg":
+        ways["hand-written updates alone, nothing collected"] = [*this, "--updates"]
     if device == "cuda":
         ways["in turn, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "sync"]
         ways["beside learning, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "async"]
     return ways
 
 
-def compare(device: str, rounds: int, seconds: float, warm_up: int) -> None:
+def compare(loss: str, device: str, rounds: int, seconds: float, warm_up: int) -> None:
     """Let every contestant run in its turns, and print the table."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`, which ends the contestants
     print_machine("gymnasium", "mujoco", "stable-baselines3")
     contestants: dict[str, Contestant] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for number, (name, command) in enumerate(commands(warm_up // 2, device).items()):
+            for number, (name, command) in enumerate(commands(loss, warm_up // 2, device).items()):
                 place = Path(folder) / str(number)
                 place.mkdir()
                 contestants[name] = Contestant(command, place)
@@ -157,7 +145,8 @@ def compare(device: str, rounds: int, seconds: float, warm_up: int) -> None:
         quartiles = statistics.quantiles(contestant.rates, n=4) if rounds > 1 else contestant.rates * 3
         ratio = statistics.median(rate / other for rate, other in zip(contestant.rates, base, strict=True))
         rows.append([name, quartiles[1], f"{quartiles[0]:.0f} to {quartiles[2]:.0f}", ratio])
-    print(f"DDPG on {ENVIRONMENT}, two layers of 256, batch 256, one update a frame, {device}:\n")
+    sizes = "layers of 400 and 300, batch 100" if loss.endswith("-2018") else "two layers of 256, batch 256"
+    print(f"{loss.upper()} on {ENVIRONMENT}, {sizes}, one update per frame, {device}:\n")
     print_table(["", "frames/s, median", "middle half of the turns", "of SB3's, median of rounds"], rows)
 
 
@@ -165,6 +154,7 @@ def main() -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--loss", choices=["ddpg", "td3", "td3-2018"], default="ddpg")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
     parser.add_argument("--warm-up", type=int, default=2000, help="frames before the first turn, half of them random")
@@ -172,11 +162,11 @@ def main() -> None:
     parser.add_argument("--updates", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.sb3:
-        run_sb3(args.warm_up // 2, args.device)
+        run_sb3(args.loss, args.warm_up // 2, args.device)
     elif args.updates:
         run_updates(args.device)
     else:
-        compare(args.device, args.rounds, args.seconds, args.warm_up)
+        compare(args.loss, args.device, args.rounds, args.seconds, args.warm_up)
 
 
 if __name__ == "__main__":
