@@ -45,11 +45,11 @@ class EnvConfig:
 
     backend: Literal["gymnasium", "dm-control", "torchrl"] = "gymnasium"  # Library that the environment comes from.
     name: str = ""  # By default HalfCheetah-v5, cheetah-run or PendulumEnv; one's own: module:Id-v0 or module:Class.
-    frame_skip: Count = 2  # Frames (simulator steps) that an action lasts.
+    frame_skip: Count = 1  # Frames (simulator steps) that an action lasts.
     from_pixels: bool = False  # Show the networks the last three images, 84 x 84 and grey, instead of the state.
-    max_steps: CountOrZero = 500  # Actions after which an episode is truncated; 0 = the environment's own limit.
+    max_steps: CountOrZero = 1000  # Actions after which an episode is truncated; 0 = the environment's own limit.
     count: Count = 4  # Environments that step together.
-    parallel: bool = True  # Give each of them its own process.
+    parallel: bool = False  # Give each of them its own process.
     reward_scale: Positive = 1.0  # Factor on the rewards in training.
     normalise: bool = True  # Bring observations to mean 0 and deviation 1, as measured under random actions.
     random_steps: CountOrZero = 5_000  # Random actions for that and for the random policy's return; whole episodes.
@@ -70,7 +70,7 @@ class ReplayConfig:
     """What a minibatch is, and how much is kept."""
 
     frames: Annotated[int, Range(1, 10**9)] = 1_000_000  # Frames that fit in.
-    batch: Count = 64  # Crops in a minibatch.
+    batch: Count = 50  # Crops in a minibatch.
     crop: Count = 2  # Steps in a crop of a trajectory, at most steps-per-batch; 1 = single transitions.
     sampler: Literal["uniform", "prioritised"] = "uniform"  # Sample evenly, or by TD error.
     alpha: PositiveOrZero = 0.7  # Power of the TD error in prioritised sampling.
@@ -82,7 +82,7 @@ class ReplayConfig:
 class EvalConfig:
     """Deterministic episodes that measure the policy; they begin from the same seeds every time."""
 
-    interval: CountOrZero = 3_200  # Frames between evaluations; 0 = never.
+    interval: CountOrZero = 4_000  # Frames between evaluations; 0 = never.
     episodes: Count = 3  # Episodes whose returns are averaged.
 
 
@@ -90,7 +90,7 @@ class EvalConfig:
 class CheckpointConfig:
     """What a run is resumed from."""
 
-    interval: CountOrZero = 16_000  # Frames between checkpoints; 0 = at the end alone.
+    interval: CountOrZero = 10_000  # Frames between checkpoints; 0 = at the end alone.
 
 
 @dataclass
@@ -111,26 +111,26 @@ class Config:
     alpha_actor: PositiveOrZero = 0.1  # rebrac: weight of the actor's penalty, in units of half the action's range.
     alpha_critic: PositiveOrZero = 0.01  # rebrac: weight of the critics' penalty.
     offline_data: str = ""  # td3-bc, rebrac: the folder of an earlier run, or a Minari dataset on this machine.
-    total_frames: Count = 64_000  # Frames to train for, rounded up to whole batches.
+    total_frames: Count = 40_000  # Frames to train for, rounded up to whole batches.
     init_random_frames: CountOrZero = 5_000  # Frames of random actions before learning begins; whole batches.
     collector: Literal["sync", "async", "ray"] = "sync"  # Collect between updates, or at the same time, or with Ray.
     workers: Annotated[Count, tyro.conf.arg(name="collector.workers")] = 1  # async, ray: processes that collect.
     timeout: Annotated[Count, tyro.conf.arg(name="collector.timeout")] = 600  # Seconds to wait for a batch at most.
-    steps_per_batch: Count = 200  # Actions of each environment in a collected batch.
-    updates_per_batch: CountOrZero = 400  # Updates after each batch.
+    steps_per_batch: Count = 50  # Actions of each environment in a collected batch.
+    updates_per_batch: CountOrZero = 200  # Updates after each batch.
     estimator: Literal["td0", "td1", "td_lambda"] = "td_lambda"  # Value estimator of the critic's targets.
     gamma: Share = 0.99  # Discount of an action.
     lmbda: Share = 0.5  # Weight of longer returns in td_lambda.
     n_steps: Count = 1  # Rewards summed before bootstrapping; more than one goes with td0.
     tau: Annotated[float, Range(0, 1, above=True)] = 0.005  # Weight of the online networks in a soft target update.
     hard_interval: CountOrZero = 0  # Updates between two hard copies to the targets; 0 = soft updates.
-    actor_lr: Positive = 1e-4  # Learning rate of the actor.
+    actor_lr: Positive = 1e-3  # Learning rate of the actor.
     critic_lr: Positive = 1e-3  # Learning rate of the critic.
     critic_weight_decay: PositiveOrZero = 0.0  # Weight decay of the critic.
     max_grad_norm: PositiveOrZero = 10.0  # Gradient norm above which a network's gradient is clipped; 0 = never.
-    update: Literal["eager", "record", "compile", "cuda-graph"] = "eager"  # How the update runs: see the docs on speed.
+    update: Literal["eager", "record", "compile", "cuda-graph"] = "record"  # How the update runs: see the docs on speed.
     networks: str = ""  # module:function of your own, called with (cfg, env); returns actor and critic.
-    hidden: tuple[Count, ...] = (256, 256)  # Widths of the hidden layers.
+    hidden: tuple[Count, ...] = (400, 300)  # Widths of the hidden layers.
     action_layer: Literal[0, 1] | None = None  # Hidden layers before the critic sees the action; default: the paper's.
     layer_norm: bool = False  # Layer normalisation in the critic, as ReBRAC's paper has it.
     activation: Literal["ELU", "ReLU", "SiLU", "Tanh"] = "ReLU"  # Activation.
@@ -147,7 +147,7 @@ PRESETS = {
     "tutorial": Config(),
     # What published results use: Fujimoto et al. 2018, CleanRL, Tianshou.
     "mujoco": Config(
-        env=EnvConfig(frame_skip=1, max_steps=0, count=4, parallel=False, normalise=False),
+        env=EnvConfig(max_steps=0, normalise=False),
         noise=NoiseConfig("gaussian", sigma=0.1, end=1.0),
         replay=ReplayConfig(batch=256, crop=1),
         eval=EvalConfig(interval=5_000, episodes=5),
@@ -161,23 +161,22 @@ PRESETS = {
         actor_lr=3e-4,
         critic_lr=3e-4,
         max_grad_norm=0.0,
-        update="record",
+        hidden=(256, 256),
         action_layer=0,
         threads=2,
     ),
     # Pendulum-v1 in a minute.
     "pendulum": Config(
-        env=EnvConfig(name="Pendulum-v1", frame_skip=1, max_steps=0, count=1, parallel=False, reward_scale=0.1),
+        env=EnvConfig(name="Pendulum-v1", max_steps=0, count=1, reward_scale=0.1),
         noise=NoiseConfig("gaussian", sigma=0.1, end=1.0),
         replay=ReplayConfig(batch=128, crop=1),
         eval=EvalConfig(interval=600, episodes=5),
         checkpoint=CheckpointConfig(interval=4_000),
         total_frames=12_000,
         init_random_frames=1_000,
-        steps_per_batch=50,
         updates_per_batch=50,
         estimator="td0",
-        actor_lr=1e-3,
+        hidden=(256, 256),
         v_min=-163.0,  # the lowest reward, -16.3, scaled, for ever
     ),
 }
