@@ -46,7 +46,7 @@ def sums_segments():
 
 NEEDS_EXTENSION = pytest.mark.skipif(not sums_segments(), reason="TorchRL's C++ extension does not fit this torch")
 SMALL = shlex.split(
-    "--env.no-parallel --env.count 2 --env.max-steps 20 --env.random-steps 40 --total-frames 400 "
+    "--env.no-parallel --env.count 2 --env.frame-skip 2 --env.max-steps 20 --env.random-steps 40 --total-frames 400 "
     "--init-random-frames 100 --steps-per-batch 25 --updates-per-batch 3 --replay.batch 8 --eval.interval 200 "
     "--hidden 16 16 --device cpu"
 )
