@@ -60,7 +60,7 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
     """
     if not torch.compiler.is_compiling():
         if _is_plain_sequence(module):
-            parts = module._modules["module"]
+            parts = module.module
             for part in parts.values() if isinstance(parts, nn.ModuleDict) else parts:
                 run(part, entries, shape)
             return entries
@@ -69,7 +69,7 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
                 arguments = [entries[key] for key in module.in_keys]
             except KeyError as error:
                 raise AbsentError(error.args[0]) from None
-            written = module._modules["module"](*arguments)  # which module.module finds after four other places
+            written = module.module(*arguments)
             names = module.out_keys_source
             written = (written,) if isinstance(written, Tensor) else written
             if isinstance(written, tuple) and len(written) == len(names):

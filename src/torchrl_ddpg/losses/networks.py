@@ -17,6 +17,7 @@ from torchrl_ddpg.losses.parameters import named, named_leaves, nested
 from torchrl_ddpg.losses.twins import Body, Place, TwinError, places
 
 _VALUES: Any = dict.values
+_END = object()  # equal to nothing else, so that lists of unequal length differ
 Use = Literal["online", "frozen", "target"]
 
 
@@ -70,7 +71,7 @@ class Network:
         # Empty modules, which networks of several agents fill at each call, hold other objects after it.
         owned = [own for own in owned if not any(getattr(value, "is_meta", False) for value in own.values())]
         self._filled, self._empty = [own for own in owned if own], [own for own in owned if not own]
-        self._structure_then = self._structure()
+        self._structure_then = list(self._structure())
         self._pairs = {kind: self._find_pairs(kind) for kind in ("parameters", "buffers")}
         self._holders: dict[str, list[tuple[dict[str, Any], str, tuple[str, ...]]]] = {}
         self._roots: dict[str, list[Any]] = {}
@@ -108,14 +109,13 @@ class Network:
         """The name of a parameter's target: what critics share with the actor may have one for all of them."""
         return name if name in self._target_leaves else self.known[id(parameter)]
 
-    def _structure(self) -> list[Any]:
+    def _structure(self) -> Iterable[Any]:
         inner = [holder._param_td for holder in self._holders_of_leaves]
-        return [*inner, *chain.from_iterable(map(_VALUES, self._filled))]
+        return chain(inner, chain.from_iterable(map(_VALUES, self._filled)), (_END,))
 
     def has_changed(self) -> bool:
         """Whether a submodule or a parameter was added, removed or replaced since the network was taken over."""
-        now, then = self._structure(), self._structure_then
-        return len(now) != len(then) or any(self._empty) or not all(map(operator.is_, now, then))
+        return any(self._empty) or not all(map(operator.is_, self._structure(), self._structure_then))
 
     def run(self, use: Use, entries: Entries, shape: torch.Size, parts: Iterable[int] = (0,)) -> list[Entries]:
         """Run the network.
