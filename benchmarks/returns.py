@@ -137,8 +137,8 @@ def report() -> None:
     """Print returns at some frames, and draw every seed with the interquartile mean over them."""
     found, rows = read(), []
     for (contestant, loss, environment), seeds in found.items():
-        last = min(max(seed) for seed in seeds.values())
-        for frames in sorted({30_000, 50_000, 100_000, 300_000, last}):
+        last = min(max(seed) for seed in seeds.values())  # of all seeds
+        for frames in sorted({*PUBLISHED, last}):
             values = np.array([seed[frames] for seed in seeds.values() if frames in seed])
             if len(values):
                 low, high = interval(values)
@@ -156,28 +156,37 @@ def report() -> None:
     print_table(
         ["environment", "loss", "", "frames", "interquartile mean", "95 %", "median", "seeds", "TD3's authors"], rows
     )
-    for environment in sorted({key[2] for key in found}):
-        draw(environment, {key: seeds for key, seeds in found.items() if key[2] == environment})
+    charts: dict[str, dict] = {}
+    for key, seeds in found.items():
+        charts.setdefault("tutorial" if key[1] == "tutorial" else key[2], {})[key] = seeds
+    for name, lines in charts.items():
+        draw(name, lines)
 
 
-def draw(environment: str, found: dict) -> None:
-    """One plot for an environment, in a grey that reads on white and on black pages."""
+def draw(name: str, found: dict) -> None:
+    """One plot for an environment, or for the preset ``tutorial``, in a grey that reads on white and on black pages."""
     greys = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     plt.rcParams |= {**dict.fromkeys(greys, "#808080"), "svg.hashsalt": "returns", "legend.framealpha": 0.0}
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    if environment == "HalfCheetah-v5":
+    if name == "HalfCheetah-v5":
         low, _, high = zip(*PUBLISHED.values(), strict=True)
         axes.fill_between(list(PUBLISHED), low, high, color="grey", alpha=0.2, label="TD3's authors, ten seeds")
     for number, ((contestant, loss, _), seeds) in enumerate(found.items()):
-        frames = sorted(set.intersection(*(set(seed) for seed in seeds.values())))
+        values: dict[int, list[float]] = {}  # of the seeds that were run so far
         for seed in seeds.values():
             axes.plot(*zip(*sorted(seed.items()), strict=True), color=f"C{number}", lw=0.6, alpha=0.6)
-        middle = interquartile_mean(np.array([[seed[at] for at in frames] for seed in seeds.values()]))
-        axes.plot(frames, middle, color=f"C{number}", lw=2, label=f"{contestant}, {loss.upper()}, seeds: {len(seeds)}")
-    axes.set(xlabel="frames", ylabel="return of deterministic episodes", title=environment)
+            for at, value in seed.items():
+                values.setdefault(at, []).append(value)
+        frames = sorted(at for at in values if len(values[at]) >= min(3, len(seeds)))
+        middle = [interquartile_mean(np.array(values[at])) for at in frames]
+        called = "DDPG" if loss == "tutorial" else loss.upper()
+        axes.plot(frames, middle, color=f"C{number}", lw=2, label=f"{contestant}, {called}, seeds: {len(seeds)}")
+    title = "HalfCheetah-v5, train_ddpg.py without arguments" if name == "tutorial" else name
+    axes.set(xlabel="frames", ylabel="return of deterministic episodes", title=title)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(0, max(at for seeds in found.values() for seed in seeds.values() for at in seed))
     axes.legend()
-    figure.savefig(RESULTS / f"{environment}.svg", transparent=True, metadata={"Date": None})
+    figure.savefig(RESULTS / f"{name}.svg", transparent=True, metadata={"Date": None})
 
 
 def main() -> None:
