@@ -868,6 +868,16 @@ def test_overriding_targets_keeps_what_is_shared():
     assert data["td_error"].shape == (8,)
 
 
+@pytest.mark.parametrize("estimator", ["td0", "td1"])
+def test_what_a_target_adds_past_the_end_does_not_count(estimator):
+    class Bonus(DDPGLoss):
+        def critic_target(self, next_value, transition, batch):
+            return super().critic_target(next_value + 5.0, transition, batch)
+
+    loss, data = Bonus(*networks()).make_value_estimator(estimator), batch(1, 4, terminated=1.0)
+    torch.testing.assert_close(loss.compute_target(data), data["next", "reward"])
+
+
 def test_the_random_subset_is_drawn_anew():
     loss = make(RandomEnsembleLoss, num_qvalue_nets=5, subset=2)
     targets = torch.stack([loss.compute_target(batch(8, terminated=0.0)) for _ in range(10)])

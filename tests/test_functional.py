@@ -27,8 +27,6 @@ def test_discount_by_hand():
 def test_td_target_by_hand():
     target = F.td_target(column(1.0, -2.0), column(0.9, 0.0), column(10.0, 10.0))
     torch.testing.assert_close(target, column(10.0, -2.0))
-    target = F.td_target(column(1.0, -2.0), torch.tensor(0.9), column(10.0, 0.0))
-    torch.testing.assert_close(target, column(10.0, -2.0))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,6 @@ def test_polyak_update_by_hand():
     ("call", "match"),
     [
         (lambda: F.td_target(torch.ones(2), torch.ones(2), torch.ones(2, 1)), r"reward \[2\].*next_value \[2, 1\]"),
-        (lambda: F.td_target(torch.ones(2), torch.tensor(0.9), torch.ones(2, 1)), r"reward \[2\], next_value \[2, 1\]"),
         (lambda: F.discount(0.9, torch.zeros(2, 1), torch.ones(2)), r"terminated \[2, 1\], steps \[2\]"),
         (lambda: F.td_error(torch.ones(2), torch.ones(1)), r"prediction \[2\], target \[1\]"),
         (lambda: F.value_loss(torch.ones(2), torch.ones(2), "l3"), "'l3'; accepted: l1, l2, smooth_l1"),

@@ -144,8 +144,6 @@ class Estimator:
         reward, done, terminated, steps = transition
         estimator, source = self.module, batch.source
         if type(estimator) in ESTIMATORS.values() and not estimator.average_rewards:
-            if steps is None and not self.chains_steps:  # the next value is 0 where terminated, so gamma will do
-                return functional.td_target(reward, estimator.gamma, next_value)
             discount = functional.discount(estimator.gamma, terminated, steps).to(reward.dtype)
             if not self.chains_steps or not source.ndim:
                 return functional.td_target(reward, discount, next_value)

@@ -40,14 +40,14 @@ def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
 
     Args:
         reward: (n-step) reward, ``[*B, 1]``, in the environment's reward units.
-        discount: :math:`\gamma^n (1 - d)`, ``[*B, 1]``, in [0, 1]; or a scalar, for values that are 0 where ``d`` is 1.
+        discount: :math:`\gamma^n (1 - d)`, ``[*B, 1]``, in [0, 1].
         next_value: value of the next state under the target networks, ``[*B, 1]``, reward units.
 
     Returns:
         ``[*B, 1]``, reward units, without gradient.
 
     Raises:
-        ValueError: if the shapes differ; nothing but a scalar discount is broadcast.
+        ValueError: if the shapes differ; nothing is broadcast in silence.
 
     References:
         Lillicrap et al. 2016, arXiv:1509.02971, eq. 5.
@@ -56,8 +56,7 @@ def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
         >>> td_target(torch.ones(2, 1), torch.tensor([[0.5], [0.0]]), torch.full((2, 1), 4.0)).tolist()
         [[3.0], [1.0]]
     """
-    shaped = {"discount": discount} if discount.ndim else {}
-    same_shape(reward=reward, **shaped, next_value=next_value)
+    same_shape(reward=reward, discount=discount, next_value=next_value)
     return torch.addcmul(reward, discount, next_value).detach()
 
 
