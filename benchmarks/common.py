@@ -17,7 +17,7 @@ from torch import nn
 from torchrl.modules import ValueOperator
 
 OBSERVATION, ACTION = 17, 6
-# The trainer's flags for TD3's paper; its preset `mujoco` has what the authors and others take since 2020.
+# The trainer's flags for the hyperparameters of TD3's paper; its preset `mujoco` has those of later programs.
 PAPER = ["--hidden", "400", "300", "--replay.batch", "100", "--actor-lr", "1e-3", "--critic-lr", "1e-3"]
 
 

@@ -139,36 +139,40 @@ def report() -> None:
     for (contestant, loss, environment), seeds in found.items():
         last = min(max(seed) for seed in seeds.values())  # of all seeds
         for frames in sorted({*PUBLISHED, last}):
-            values = np.array([seed[frames] for seed in seeds.values() if frames in seed])
-            if len(values):
-                low, high = interval(values)
-                band = PUBLISHED.get(frames) if (loss[:3], environment) == ("td3", "HalfCheetah-v5") else None
-                each = ", ".join(f"{value:.0f}" for value in values)
-                shown = [
-                    f"{interquartile_mean(values):.0f}",
-                    f"{low:.0f} to {high:.0f}",
-                    f"{np.median(values):.0f}",
-                    each,
-                ]
-                rows.append(
-                    [environment, loss, contestant, frames, *shown, "{1} [{0}, {2}]".format(*band) if band else ""]
-                )
+            values = {seed: of[frames] for seed, of in sorted(seeds.items()) if frames in of}
+            if not values:
+                continue
+            numbers = np.array(list(values.values()))
+            low, high = interval(numbers)
+            shown = [
+                f"{interquartile_mean(numbers):.0f}",
+                f"{low:.0f} to {high:.0f}" if len(values) > 2 else "",
+                f"{np.median(numbers):.0f}",
+                ", ".join(f"{seed}: {value:.0f}" for seed, value in values.items()),
+            ]
+            band = PUBLISHED.get(frames) if environment == "HalfCheetah-v5" and loss in ("td3", "td3-2018") else None
+            authors = "{1} [{0}, {2}]".format(*band) if band else ""
+            rows.append([environment, loss, contestant, frames, *shown, authors])
     print_table(
-        ["environment", "loss", "", "frames", "interquartile mean", "95 %", "median", "seeds", "TD3's authors"], rows
+        ["environment", "loss", "", "frames", "interquartile mean", "95 %", "median", "seed: return", "TD3's authors"],
+        rows,
     )
-    charts: dict[str, dict] = {}
+    charts: dict[tuple[str, bool], dict] = {}
     for key, seeds in found.items():
-        charts.setdefault("tutorial" if key[1] == "tutorial" else key[2], {})[key] = seeds
-    for name, lines in charts.items():
-        draw(name, lines)
+        charts.setdefault((key[2], key[1] == "tutorial"), {})[key] = seeds
+    for (environment, tutorial), lines in charts.items():
+        draw(environment, tutorial, lines)
 
 
-def draw(name: str, found: dict) -> None:
-    """One plot for an environment, or for the preset ``tutorial``, in a grey that reads on white and on black pages."""
+def draw(environment: str, tutorial: bool, found: dict) -> None:
+    """One plot for an environment, or for the preset ``tutorial`` on it, in a grey that reads on white and black pages.
+
+    A thick line is the interquartile mean of all seeds, and goes on dashed where at least three of them do.
+    """
     greys = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     plt.rcParams |= {**dict.fromkeys(greys, "#808080"), "svg.hashsalt": "returns", "legend.framealpha": 0.0}
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    if name == "HalfCheetah-v5":
+    if environment == "HalfCheetah-v5" and not tutorial:
         low, _, high = zip(*PUBLISHED.values(), strict=True)
         axes.fill_between(list(PUBLISHED), low, high, color="grey", alpha=0.2, label="TD3's authors, ten seeds")
     for number, ((contestant, loss, _), seeds) in enumerate(found.items()):
@@ -177,16 +181,20 @@ def draw(name: str, found: dict) -> None:
             axes.plot(*zip(*sorted(seed.items()), strict=True), color=f"C{number}", lw=0.6, alpha=0.6)
             for at, value in seed.items():
                 values.setdefault(at, []).append(value)
-        frames = sorted(at for at in values if len(values[at]) >= min(3, len(seeds)))
-        middle = [interquartile_mean(np.array(values[at])) for at in frames]
-        called = "DDPG" if loss == "tutorial" else loss.upper()
-        axes.plot(frames, middle, color=f"C{number}", lw=2, label=f"{contestant}, {called}, seeds: {len(seeds)}")
-    title = "HalfCheetah-v5, train_ddpg.py without arguments" if name == "tutorial" else name
+        called = f"{contestant}, {'DDPG' if tutorial else loss.upper()}, seeds: {len(seeds)}"
+        every = sorted(at for at in values if len(values[at]) == len(seeds))
+        some = [at for at in sorted(values) if at >= every[-1] and len(values[at]) >= 3]
+        for frames, style, label in ((every, "-", called), (some, "--", None)):
+            middle = [interquartile_mean(np.array(values[at])) for at in frames]
+            axes.plot(frames, middle, style, color=f"C{number}", lw=2, label=label)
+    title = f"{environment}, train_ddpg.py without arguments" if tutorial else environment
     axes.set(xlabel="frames", ylabel="return of deterministic episodes", title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(0, max(at for seeds in found.values() for seed in seeds.values() for at in seed))
     axes.legend()
-    figure.savefig(RESULTS / f"{name}.svg", transparent=True, metadata={"Date": None})
+    figure.savefig(
+        RESULTS / f"{environment}{'-tutorial' if tutorial else ''}.svg", transparent=True, metadata={"Date": None}
+    )
 
 
 def main() -> None:

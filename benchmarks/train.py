@@ -110,14 +110,14 @@ def commands(loss: str, random_frames: int, device: str) -> dict[str, list[str]]
     this = [sys.executable, str(Path(__file__).resolve()), "--device", device, "--loss", loss]
     ways = {
         "SB3": [*this, "--sb3", "--warm-up", str(2 * random_frames)],
-        "this trainer, collecting in turn": [*trainer, "--collector", "sync"],
-        "this trainer, collecting beside learning": [*trainer, "--collector", "async"],
+        "this trainer, collecting synchronously": [*trainer, "--collector", "sync"],
+        "this trainer, collecting asynchronously": [*trainer, "--collector", "async"],
     }
     if loss == "ddpg":
-        ways["hand-written updates alone, nothing collected"] = [*this, "--updates"]
+        ways["hand-written updates, nothing collected"] = [*this, "--updates"]
     if device == "cuda":
-        ways["in turn, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "sync"]
-        ways["beside learning, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "async"]
+        ways["synchronously, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "sync"]
+        ways["asynchronously, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "async"]
     return ways
 
 

@@ -869,13 +869,21 @@ def test_overriding_targets_keeps_what_is_shared():
 
 
 @pytest.mark.parametrize("estimator", ["td0", "td1"])
-def test_what_a_target_adds_past_the_end_does_not_count(estimator):
+def test_a_target_ends_where_its_override_says_so(estimator):
     class Bonus(DDPGLoss):
         def critic_target(self, next_value, transition, batch):
             return super().critic_target(next_value + 5.0, transition, batch)
 
-    loss, data = Bonus(*networks()).make_value_estimator(estimator), batch(1, 4, terminated=1.0)
-    torch.testing.assert_close(loss.compute_target(data), data["next", "reward"])
+    class Truncated(DDPGLoss):
+        def critic_target(self, next_value, transition, batch):
+            return super().critic_target(next_value, transition._replace(terminated=transition.done), batch)
+
+    ended = batch(1, 4, terminated=1.0)
+    loss = Bonus(*networks()).make_value_estimator(estimator)
+    torch.testing.assert_close(loss.compute_target(ended), ended["next", "reward"])
+    ended["next", "terminated"] = torch.zeros_like(ended["next", "terminated"])
+    loss = Truncated(*networks()).make_value_estimator(estimator)
+    torch.testing.assert_close(loss.compute_target(ended), ended["next", "reward"])
 
 
 def test_the_random_subset_is_drawn_anew():

@@ -128,7 +128,7 @@ class Config:
     critic_lr: Positive = 1e-3  # Learning rate of the critic.
     critic_weight_decay: PositiveOrZero = 0.0  # Weight decay of the critic.
     max_grad_norm: PositiveOrZero = 10.0  # Gradient norm above which a network's gradient is clipped; 0 = never.
-    update: Literal["eager", "record", "compile", "cuda-graph"] = "record"  # How the update runs: see the docs on speed.
+    update: Literal["eager", "record", "compile", "cuda-graph"] = "record"  # How the update runs: docs/speed.md.
     networks: str = ""  # module:function of your own, called with (cfg, env); returns actor and critic.
     hidden: tuple[Count, ...] = (400, 300)  # Widths of the hidden layers.
     action_layer: Literal[0, 1] | None = None  # Hidden layers before the critic sees the action; default: the paper's.
@@ -165,7 +165,7 @@ PRESETS = {
         action_layer=0,
         threads=2,
     ),
-    # Pendulum-v1 in a minute.
+    # Pendulum-v1 in a few minutes.
     "pendulum": Config(
         env=EnvConfig(name="Pendulum-v1", max_steps=0, count=1, reward_scale=0.1),
         noise=NoiseConfig("gaussian", sigma=0.1, end=1.0),

@@ -206,8 +206,7 @@ class ConfigurableLoss(NetworkOwner):
 
     def _check_inputs(self, batch: Batch) -> None:
         """Raise unless entries lie on the networks' device and look like their counterparts in the next state."""
-        first, *others = self._on_device
-        device = first.device if all(other.device == first.device for other in others) else None
+        device = self._on_device[0].device if len(self._on_device) == 1 else None
         for name, value in batch.values.items() if device is not None else ():
             if isinstance(value, Tensor) and value.device != device:
                 raise BatchError(
