@@ -18,7 +18,8 @@ from torchrl.checkpoint import Checkpoint, CheckpointRotation
 from torchrl.record.loggers import utils as logger_utils
 
 import test_examples
-from test_examples import EXAMPLES, NEEDS_EXTENSION, SMALL, group_ends, rows, run
+from test_examples import EXAMPLES, NEEDS_EXTENSION, SKIP, group_ends, rows, run
+from test_examples import SMALL as SHORT
 from trainer import checkpoints, collectors
 from trainer.policies import DeployedPolicy
 
@@ -28,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
     pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals"),
 ]
+SMALL = [*SHORT, *SKIP]
 EVERY_BATCH = shlex.split("--eval.interval 100 --eval.episodes 1 --checkpoint.interval 100")
 
 
