@@ -51,7 +51,11 @@ class Batch:
     ) -> None:
         self.source, self.keys, self.shape, self.dtype = source, keys, source.batch_size, dtype
         self._form: tuple | None = None
-        self._remember()
+        self._parts = [source]  # and the TensorDicts that it holds
+        for part in self._parts:
+            others = [value for value in contents(part) if not isinstance(value, Tensor)]  # asked first: it is quick
+            self._parts += [value for value in others if isinstance(value, TensorDictBase)]
+        self._held = self._holds()
         self.mask_keys: tuple[NestedKey, ...] = (
             () if mask_key is None else AUTO_LOSS_MASK_KEYS if mask_key == "auto" else (mask_key,)
         )
@@ -64,7 +68,7 @@ class Batch:
     def write_priority(self, priority: Tensor) -> None:
         """Write the priority into the user's batch, which still is what was read."""
         write(self.source, {self.keys.priority: priority})
-        self._remember()
+        self._held = self._holds()
 
     def form(self) -> tuple:
         """What recordings depend on: shapes, strides, dtypes and devices of all entries, and names of dimensions."""
@@ -164,19 +168,15 @@ class Batch:
 
     def is_current(self) -> bool:
         """Whether the user's TensorDict still holds what was read of it."""
-        now, then = [self.source.batch_size], self._held
-        for part in self._parts:
-            now += contents(part)
+        now, then = self._holds(), self._held
         return len(now) == len(then) and all(map(operator.is_, now, then))
 
-    def _remember(self) -> None:
-        """Note the TensorDict, those that it holds, and the entries of all of them."""
-        self._parts, self._held = [self.source], [self.source.batch_size]
+    def _holds(self) -> list[Any]:
+        """The batch size and the entries of the TensorDict and of those that it held when it was read."""
+        held: list[Any] = [self.source.batch_size]
         for part in self._parts:
-            values = list(contents(part))
-            self._held += values
-            others = [value for value in values if not isinstance(value, Tensor)]  # asked first: it is quick
-            self._parts += [value for value in others if isinstance(value, TensorDictBase)]
+            held += contents(part)
+        return held
 
     def steps(self) -> Tensor | None:
         """The number of steps to the next observation, from the root or from the next state; 1 where masked."""

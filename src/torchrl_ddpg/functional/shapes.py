@@ -7,7 +7,8 @@ from torch import Tensor
 
 def same_shape(**tensors: Tensor) -> None:
     """Raise a ``ValueError`` that gives every name and shape unless all shapes are equal."""
-    shapes = [tensor.shape for tensor in tensors.values()]
-    if any(shape != shapes[0] for shape in shapes[1:]):
-        listed = ", ".join(f"{name} {list(shape)}" for name, shape in zip(tensors, shapes, strict=True))
-        raise ValueError(f"expected equal shapes, nothing is broadcast: {listed}.")
+    first = next(iter(tensors.values())).shape
+    for tensor in tensors.values():
+        if tensor.shape != first:
+            listed = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+            raise ValueError(f"expected equal shapes, nothing is broadcast: {listed}.")

@@ -29,10 +29,10 @@ def discount(gamma: float | Tensor, terminated: Tensor, steps: Tensor | None = N
         >>> discount(0.9, torch.tensor([[False], [True]])).tolist()
         [[0.8999999761581421], [0.0]]
     """
-    if steps is None:
-        return torch.logical_not(terminated) * gamma
-    same_shape(terminated=terminated, steps=steps)
-    return torch.logical_not(terminated) * gamma**steps
+    if steps is not None:
+        same_shape(terminated=terminated, steps=steps)
+        gamma = gamma**steps
+    return torch.where(terminated, 0.0, gamma)
 
 
 def td_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:

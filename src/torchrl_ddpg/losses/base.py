@@ -47,12 +47,16 @@ def _public(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if exploration_type() is self.deterministic_sampling_mode and recurrent_mode():
-            return method(self, *args, **kwargs)
-        with set_exploration_type(self.deterministic_sampling_mode), set_recurrent_mode(True):
-            return method(self, *args, **kwargs)
+        try:
+            if exploration_type() is self.deterministic_sampling_mode and recurrent_mode():
+                return method(self, *args, **kwargs)
+            with set_exploration_type(self.deterministic_sampling_mode), set_recurrent_mode(True):
+                return method(self, *args, **kwargs)
+        except Exception as error:
+            checks.name_error(type(self).__name__, error)
+            raise
 
-    return checks.names_errors(call)
+    return call
 
 
 class DeterministicPolicyLoss(ConfigurableLoss):
