@@ -47,17 +47,22 @@ PUBLISHED = {
 }
 
 
+# What differs from the preset: all that TD3's paper has otherwise, or one of it alone.
+VARIANTS = {"2018": PAPER, "rates": PAPER[-4:], "batch": PAPER[3:5], "layers": PAPER[:3]}
+
+
 def settings(loss: str, environment: str) -> list[str]:
     """The trainer's flags for a loss on an environment."""
     if loss == "tutorial":  # the command without an argument
         return ["--env.name", environment]
-    words = ["--loss", loss.removesuffix("-2018"), "--env.name", environment, "--eval.episodes", "10", "--threads", "1"]
+    loss, _, variant = loss.rpartition("-") if loss.endswith(tuple(VARIANTS)) else (loss, "", "")
+    words = ["--loss", loss, "--env.name", environment, "--eval.episodes", "10", "--threads", "1"]
     if environment == "Pendulum-v1":
         return ["pendulum", *words, "--eval.interval", "1000"]
     words = ["mujoco", *words, "--collector", "sync", "--init-random-frames"]
     if environment == "InvertedPendulum-v5":
         return [*words, "1000", "--eval.interval", "1000", "--v-max", "100"]  # a reward of 1 for ever, discounted
-    return [*words, "10000", *(PAPER if loss == "td3-2018" else []), "--checkpoint.interval", "25000"]
+    return [*words, "10000", *VARIANTS.get(variant, []), "--checkpoint.interval", "25000"]
 
 
 def command(name: str, frames: int, folder: Path) -> list[str]:

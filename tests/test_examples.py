@@ -215,7 +215,7 @@ def test_absent_extension_is_told_in_words(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(train_ddpg.data, "PrioritizedSampler", fail)
     words = ["--replay.sampler", "prioritised", "--output-dir", tmp_path]
     assert run(*words, train=no_training) == 2
-    assert "(TorchRL's C++ extension fits torch 2.15; without it: uniform)." in capsys.readouterr().err
+    assert "(TorchRL's C++ extension fits torch 2.14, 2.15; without it: uniform)." in capsys.readouterr().err
 
 
 def test_unfit_mujoco_is_told_in_words(monkeypatch, capsys, tmp_path):

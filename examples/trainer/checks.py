@@ -32,7 +32,9 @@ def check_machine(cfg: Config) -> None:
         raise UserError("--update cuda-graph records on a CUDA device and PyTorch finds none; leave it out.")
     cfg.device = ("cuda" if cuda else "cpu") if cfg.device == "auto" else cfg.device
     if cfg.replay.sampler == "prioritised":
-        with refusing("--replay.sampler prioritised", "TorchRL's C++ extension fits torch 2.15; without it: uniform"):
+        with refusing(
+            "--replay.sampler prioritised", "TorchRL's C++ extension fits torch 2.14, 2.15; without it: uniform"
+        ):
             data.PrioritizedSampler(2, 0.7, 0.5)
 
 
