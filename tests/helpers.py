@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_ddpg import D4PGLoss, DDPGLoss, FastTD3Loss, ReBRACLoss, SoftUpdate, TD3BCLoss, TD3Loss
+from torchrl_ddpg import D4PGLoss, DDPGLoss, FastTD3Loss, ReBRACLoss, SoftUpdate, TD3BCLoss, TD3Loss, UpdateStep
 from torchrl_ddpg.batch import under_next
 
 OBSERVATION, ACTION = 3, 2
@@ -95,6 +95,14 @@ def make(loss_class=DDPGLoss, seed=0, updater=True, networks_kwargs=None, **kwar
             noise = torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype)
             buffer.data.add_(0.1 * noise.to(buffer.device))
     return loss
+
+
+def step_of(loss, **options):
+    """An UpdateStep with plain optimizers."""
+    nets = [loss.get_stateful_net(name, copy=False) for name in ("actor_network", loss.critic_name)]
+    actor, critic = (torch.optim.SGD(net.parameters(), lr=1e-2) for net in nets)
+    updater = SoftUpdate(loss, tau=0.1)
+    return UpdateStep(loss, actor_optimizer=actor, critic_optimizer=critic, target_updater=updater, **options)
 
 
 def gradients(loss_value, parameters):

@@ -20,19 +20,11 @@ from torchrl.data import Bounded, Composite
 from torchrl.modules import MultiAgentMLP, ValueOperator
 from torchrl.objectives.value import TD0Estimator
 
-from helpers import ACTION, LOSSES, OBSERVATION, Critic, batch, gradients, make, networks
+from helpers import ACTION, LOSSES, OBSERVATION, Critic, batch, gradients, make, networks, step_of
 from torchrl_ddpg import BatchError, D4PGLoss, DDPGLoss, DeterministicPolicyLoss, SoftUpdate, TD3Loss, UpdateStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*No target network updater", "ignore:.*chains the steps")
 WAYS = {"eager": {}, "compiled": {"compile": True}, "recorded": {"record_operators": True}}
-
-
-def step_of(loss, **options):
-    """An UpdateStep with plain optimizers."""
-    nets = [loss.get_stateful_net(name, copy=False) for name in ("actor_network", loss.critic_name)]
-    actor, critic = (torch.optim.SGD(net.parameters(), lr=1e-2) for net in nets)
-    updater = SoftUpdate(loss, tau=0.1)
-    return UpdateStep(loss, actor_optimizer=actor, critic_optimizer=critic, target_updater=updater, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,8 @@ class Batch:
         depth = len(self.shape)
         # True for each sample of which anything counts, [*B]; None for everything.
         self.counts = self.mask if self.mask is None or self.mask.ndim == depth else self.mask.flatten(depth).any(-1)
+        # The same by agents, [*B, n_agents], if the mask tells them apart.
+        self._agents = None if self.mask is None or self.mask.ndim == depth else self.mask.flatten(-2)
 
     def write_priority(self, priority: Tensor) -> None:
         """Write the priority into the user's batch, which still is what was read."""
@@ -94,7 +96,7 @@ class Batch:
         return value
 
     def get(self, key: NestedKey) -> Any:
-        """An entry that the loss declares, detached, and 0 in samples that are masked.
+        """An entry, detached, and 0 in samples that are masked.
 
         Of the next state, NaN and inf past the end of an episode are 0 too.
 
@@ -107,6 +109,8 @@ class Batch:
         Raises:
             MissingKeyError: if the batch does not have it.
         """
+        if key not in self.values:  # one that the loss has not declared
+            self.values[key] = self.source.get(key, None)
         value = self.require(key, "an entry that the loss reads")
         value = value.detach() if hasattr(value, "detach") else value  # a string, say
         ended = self.values.get(under_next(self.keys.terminated)) if key[0] == "next" else None
@@ -137,8 +141,11 @@ class Batch:
             return value
         if isinstance(value, TensorDictBase):
             return value.apply(lambda leaf: self._hide(leaf, counts))
-        for keep, finite in ((self.counts, False), (counts, True)):
+        # By agents NaN alone is hidden: a first dimension of features could be as long as theirs.
+        for keep, finite in ((self.counts, False), (counts, True), (self._agents, True)):
             if keep is None or (finite and not value.is_floating_point()):
+                continue
+            if keep is self._agents and (value.ndim <= keep.ndim or value.shape[: keep.ndim] != keep.shape):
                 continue
             if finite and checks.readable(value) and checks.all_finite(value):
                 continue

@@ -77,8 +77,8 @@ def _check_order(transitions: TensorDictBase, last: Tensor, action: NestedKey) -
     goes_on = ~last[:-1]
     for key, value in transitions.items(True, True):
         later = transitions.get(under_next(key), None)
-        same_kind = isinstance(value, Tensor) and value.is_floating_point() and later is not None
-        if key == action or not same_kind or not bool(goes_on.any()):
+        is_state = isinstance(value, Tensor) and isinstance(later, Tensor) and value.dtype is not torch.bool
+        if key == action or not is_state or not bool(goes_on.any()):
             continue
         agrees = torch.isclose(later[:-1], value[1:].to(later.dtype)).flatten(1).all(-1)[goes_on]
         if agrees.float().mean() < 0.5:

@@ -115,6 +115,11 @@ class Estimator:
         members = {cls: member for member, cls in ESTIMATORS.items()}
         return members.get(type(self.module), type(self.module))
 
+    def state(self) -> dict[str, Tensor]:
+        """What a user's own estimator keeps, such as running statistics, but for gamma and lambda."""
+        state = {} if type(self.module) in ESTIMATORS.values() else self.module.state_dict()
+        return {name: value for name, value in state.items() if name not in ("gamma", "lmbda")}
+
     def set_keys(self, tensor_keys: Any) -> None:
         """Hand the loss's keys to the estimator: those that it knows, and the value's unless it has a network."""
         self._looked_at.clear()

@@ -53,8 +53,8 @@ def behaviour_cloning_loss(
 
     Args:
         value: :math:`Q(s, \mu(s))`, ``[*B]``, reward units.
-        action: :math:`\mu(s)`, ``[*B, A]``, in the action's units.
-        batch_action: the action that was taken, ``[*B, A]``, in the action's units.
+        action: :math:`\mu(s)`, ``[*B, A]``, in the action's units; of agents that share a value ``[*B, n_agents, A]``.
+        batch_action: the action that was taken, of the same shape and units.
         alpha: weight of the value against the imitation, positive.
         mask: True where a sample counts, ``[*B]``, bool.
 
@@ -63,7 +63,7 @@ def behaviour_cloning_loss(
         gradient.
 
     Raises:
-        ValueError: if the actions differ in shape.
+        ValueError: if the actions differ in shape, or there are not as many of them as values.
 
     References:
         Fujimoto & Gu 2021, arXiv:2106.06860, eq. 3 to 5.
@@ -74,7 +74,9 @@ def behaviour_cloning_loss(
         (-1.0, 0.5)
     """
     same_shape(action=action, batch_action=batch_action)
-    imitation = (action - batch_action).square().mean(-1)
+    squares = (action - batch_action).square()
+    imitation = squares.flatten(min(value.ndim, squares.ndim - 1)).mean(-1)
+    same_shape(value=value, imitation=imitation)
     lmbda = alpha * value_weight(value, mask)
     return imitation - lmbda * value, imitation, lmbda
 

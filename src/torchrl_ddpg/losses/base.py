@@ -37,9 +37,17 @@ class Term(NamedTuple):
     priority: Tensor | None = None
 
 
-def _column(losses: Tensor, value: Tensor) -> Tensor:
+def _column(step: str, losses: Tensor, value: Tensor) -> Tensor:
     """Per-sample losses with a last dimension of one, as values have it."""
-    return losses if losses.ndim == value.ndim else losses.unsqueeze(-1)
+    samples = value.shape[:-1]
+    if losses.shape == samples:
+        return losses.unsqueeze(-1)
+    if losses.shape != (*samples, 1):
+        raise BatchError(
+            f"{step} gives losses of shape {list(losses.shape)}; accepted: {list(samples)} or {[*samples, 1]}. [B] and "
+            f"[B, 1] together give [B, B]."
+        )
+    return losses
 
 
 def _public(method: Callable) -> Callable:
@@ -147,6 +155,12 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         self.priority = checks.choice("priority", priority, ("absolute", "squared"))
         self.weigh_actor = checks.boolean("weigh_actor", weigh_actor)
         low, high = action_bounds.read(self.action_keys[0], action_spec, bounds)
+        actions = [key for key in self.action_keys if key == "action" or key[-1] == "action"]
+        if low is not None and len(actions) > 1:
+            raise ValueError(
+                f"actor_network writes several actions, {', '.join(map(repr, actions))}, and the bounds are for one; "
+                f"accepted: one entry with all of them, or a loss for each."
+            )
         self._register_constant("min_action", low)
         self._register_constant("max_action", high)
         middle, distance = action_bounds.saturation(self._buffers["min_action"], self._buffers["max_action"])
@@ -346,10 +360,14 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         inputs = batch.current(self.critic_in_keys)
         self._check_finite(batch, inputs)
         predictions = self._values("online", inputs, batch, range(self.num_critics))
-        losses = [_column(self.critic_sample_losses(value, target), value) for value in predictions]
+        losses = [
+            _column("critic_sample_losses", self.critic_sample_losses(value, target), value) for value in predictions
+        ]
         values = [self.expected_value(prediction.detach()) for prediction in predictions]
         expected, several = self.expected_target(target), len(values) > 1
         stacked = torch.stack(values) if several else values[0]
+        if several:
+            self._check_value(expected, values[0])
         error = expected - stacked if several else functional.td_error(stacked, expected)
         error = batch.samples(error.abs() if self.priority == "absolute" else error.square(), several=several)
         loss = self._reduce(self.critic_loss_key, functools.reduce(operator.add, losses), batch, weigh=True)
@@ -366,7 +384,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         action = entries[self.action_keys[0]]
         value = self.actor_value(self._values("frozen", entries, batch, self.actor_critics))
         loss, metrics = self.actor_sample_losses(value, action, batch)
-        loss = _column(loss, value)
+        loss = loss if loss.shape == value.shape else _column("actor_sample_losses", loss, value)
         metrics = self._reported(batch, metrics) | self._report("state_action_value_actor", batch, value.detach())
         metrics |= self._saturation("actor_saturation", action, batch)
         return Term(self._reduce("loss_actor", loss, batch, weigh=self.weigh_actor), metrics)

@@ -57,7 +57,7 @@ class BehaviourCloningLoss(ClippedDoubleQLoss):
                 f"{key!r} has shape {list(taken.shape)} in the batch, the actor writes {list(action.shape)}; "
                 f"accepted: one shape."
             )
-        taken = taken.to(action.dtype)
+        action, taken = action.to(self._dtype), taken.to(self._dtype)
         if self.imitation_units == "action":
             return action, taken
         unit = ((self.max_action - self.min_action) / 2).to(action.dtype)

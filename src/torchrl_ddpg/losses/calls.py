@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.modules import Actor, SafeModule, SafeSequential, ValueOperator
@@ -44,6 +44,19 @@ def _is_plain_sequence(module: nn.Module) -> bool:
     return own_class(module) in _PLAIN_SEQUENCES and not module.partial_tolerant and not _has_hooks(module)
 
 
+def _run_without_some(module: TensorDictModule, entries: Entries) -> Any:
+    """What the wrapped module gives with None for what is absent, as TensorDict's own call passes it."""
+    absent = [key for key in module.in_keys if key not in entries and key != "_"]
+    if absent and module.strict:
+        raise AbsentError(absent[0])
+    try:
+        return module.module(*(entries.get(key) for key in module.in_keys))
+    except Exception as error:
+        if absent:
+            raise AbsentError(absent[0]) from error
+        raise
+
+
 def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> Entries:
     """Run a TensorDict module on a dict of entries and add what it writes.
 
@@ -56,7 +69,7 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
         shape: the batch size, ``[*B]``.
 
     Raises:
-        AbsentError: if an entry that a plain module reads is absent.
+        AbsentError: if an entry that a plain module reads is absent, and it cannot do with None.
     """
     if not torch.compiler.is_compiling():
         if _is_plain_sequence(module):
@@ -67,14 +80,18 @@ def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> En
         if _is_plain(module):
             try:
                 arguments = [entries[key] for key in module.in_keys]
-            except KeyError as error:
-                raise AbsentError(error.args[0]) from None
-            written = module.module(*arguments)
+            except KeyError:
+                written = _run_without_some(module, entries)
+            else:
+                written = module.module(*arguments)
             names = module.out_keys_source
             written = (written,) if isinstance(written, Tensor) else written
             if isinstance(written, tuple) and len(written) == len(names):
                 entries.update(zip(names, written, strict=True))
                 return entries
+            if isinstance(written, TensorDictBase):
+                whole = all(key in written for key in names)
+                written = {key: written.get(key) for key in names} if whole else {names[0]: written}
             if isinstance(written, dict):  # not run again: batch statistics and random numbers would move twice
                 entries.update({key: written.get(key) for key in names})
                 return entries

@@ -148,6 +148,20 @@ class ConfigurableLoss(NetworkOwner):
         """What a built-in estimator calls for the next value if the user calls the estimator by itself."""
         return None
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in ``nn.Module``; of a user's own value estimator its tensors too, but for gamma and lambda."""
+        state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        own = self._estimator.state().items()
+        state.update({f"{prefix}_value_estimator.{name}": value for name, value in own})
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        start = f"{prefix}_value_estimator."
+        found = {key.removeprefix(start): state_dict.pop(key) for key in list(state_dict) if key.startswith(start)}
+        kept = self._estimator.state()  # not gamma and lambda, which TorchRL saves and which are configuration here
+        self.value_estimator.load_state_dict({key: found[key] for key in found if key in kept}, strict=False)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def value_estimator(self) -> ValueEstimatorBase:
         """What turns reward and next value into targets; TD(0) with gamma 0.99 unless chosen."""

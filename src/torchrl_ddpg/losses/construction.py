@@ -85,16 +85,17 @@ def all_critics(
         return checked(name, critic)
     option, count = num_critics
     if not isinstance(critic, (list, tuple, nn.ModuleList)):
-        return _ensemble(checked(name, critic), count, actor.parameters())
+        return _ensemble(name, checked(name, critic), count, actor.parameters())
     if len(critic) != count:
         raise ValueError(f"{name} is a list of {len(critic)}, {option} is {count}; accepted: the same number.")
     return nn.ModuleList([checked(f"{name}[{index}]", one) for index, one in enumerate(critic)])
 
 
-def _ensemble(critic: TensorDictModuleBase, count: int, kept: Iterable[nn.Parameter]) -> nn.ModuleList:
+def _ensemble(name: str, critic: TensorDictModuleBase, count: int, kept: Iterable[nn.Parameter]) -> nn.ModuleList:
     """The critic itself and copies of it that their layers' own ``reset_parameters`` initialise anew.
 
     Args:
+        name: what the loss calls it, for a warning.
         critic: the first critic, which keeps its parameters.
         count: how many critics in all.
         kept: parameters that the critic shares with the actor; the copies share them too.
@@ -118,5 +119,17 @@ def _ensemble(critic: TensorDictModuleBase, count: int, kept: Iterable[nn.Parame
                 f"no layer of the critic draws new parameters in reset_parameters, so {count} copies would be equal; "
                 f"accepted: a list of {count} critics, each with its own initialisation."
             )
+        equal = _still_equal(critic, other)
+        if equal and len(critics) == 1:
+            checks.warn(
+                f"{name}: all {count} critics start with the same {', '.join(equal)}: they are made of one, and not "
+                f"all of its layers have a reset_parameters. Pass a list of {count} critics, or give those layers one."
+            )
         critics.append(other)
     return nn.ModuleList(critics)
+
+
+def _still_equal(critic: nn.Module, other: nn.Module) -> list[str]:
+    """The names of parameters that a copy of a critic has not drawn anew; constants, such as zeros, do not count."""
+    pairs = zip(critic.named_parameters(), other.parameters(), strict=True)
+    return [name for (name, p), q in pairs if p is not q and torch.equal(p, q) and bool((p != p.flatten()[:1]).any())]

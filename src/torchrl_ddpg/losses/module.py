@@ -151,12 +151,18 @@ class NetworkOwner(LossModule, metaclass=LossClass):
         )
 
     def state(self) -> list[Tensor]:
-        """Tensors that a term may change in place, such as running statistics."""
-        parts = [part for net in self._nets.values() for part in net.module.modules()]
-        return [
-            *self.buffers(),
-            *(value for part in parts for value in vars(part).values() if isinstance(value, Tensor)),
-        ]
+        """Tensors that a term may change in place, such as running statistics, but for what is trained."""
+        roots = (self, self._value_estimator, *(net.module for net in self._nets.values()))
+        parts = dict.fromkeys(part for root in roots for part in root.modules())
+        pending: list[Any] = [[*part.buffers(recurse=False), *vars(part).values()] for part in parts]
+        found: dict[int, Any] = {}
+        while pending:
+            value = pending.pop()
+            if id(value) in found or isinstance(value, nn.Parameter):
+                continue
+            found[id(value)] = value
+            pending += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        return [value for value in found.values() if isinstance(value, Tensor)]
 
     def __getattr__(self, item: str) -> Any:
         # LossModule's own warns about missing updaters at every access.
@@ -260,10 +266,7 @@ class NetworkOwner(LossModule, metaclass=LossClass):
             net.save_buffers()
         for key in list(state_dict):
             name = key.removeprefix(prefix)
-            # TorchRL saves gamma and bounds, which are configuration here, and stacks the parameters of its critics.
-            if name.startswith("_value_estimator."):
-                del state_dict[key]
-                continue
+            # TorchRL saves bounds, which are configuration here, and stacks the parameters of its critics.
             self._targets_loaded |= name.startswith("target_")
             network, _, leaf = name.partition(".")
             stacked = network.removeprefix("target_") == f"{self.critic_name}_params" and not leaf[:1].isdigit()

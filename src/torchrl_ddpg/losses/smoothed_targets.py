@@ -25,6 +25,10 @@ class SmoothedTargetsLoss(DeterministicPolicyLoss):
 
     def bound_target_action(self, action: Tensor) -> Tensor:
         """The smoothed target action, within its range."""
+        written, action = action.dtype, action.to(torch.promote_types(action.dtype, torch.float32))
         low, high = self.min_action.to(action.dtype), self.max_action.to(action.dtype)
         scale = {"policy_noise": self.policy_noise, "noise_clip": self.noise_clip}
-        return functional.smooth_target_action(action, torch.randn_like(action), low, high, **scale)
+        smoothed = functional.smooth_target_action(action, torch.randn_like(action), low, high, **scale)
+        # bfloat16 has steps as large as the noise; under autocast the critic takes what is finer.
+        fits = written == action.dtype or torch.is_autocast_enabled(action.device.type)
+        return smoothed if fits else smoothed.to(written)

@@ -144,7 +144,10 @@ def _leads_back(module: nn.Module, own: set[int]) -> bool:
             pending += [value.__self__, value.__func__]
         elif isinstance(value, types.FunctionType):
             pending += [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+            pending += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         elif not type(value).__module__.startswith(("torch", "tensordict")):
+            slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+            pending += [getattr(value, name) for name in slots if hasattr(value, name)]
             pending += getattr(value, "__dict__", {}).values()
     return False
 

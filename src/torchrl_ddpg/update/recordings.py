@@ -25,6 +25,8 @@ MAX_RECORDINGS = 64
 # What a module's or a loss's settings are made of: a rate of dropout, a mode, the name of a distance.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# Classes that nobody changes while training.
+_LIBRARIES = ("torch", "tensordict", "torchrl", "builtins", "abc", "typing", __package__.partition(".")[0])
 # Two at least, so that a getter gives a tuple; the objects behind the others stay.
 _LEFT_OUT = _OF_EVERY_MODULE - {"training", "_parameters"}
 _SLOTS = ("_buffers", "_backward_hooks", "_backward_pre_hooks")
@@ -123,9 +125,10 @@ def _same(value: Any, other: Any) -> bool:
 class Watch:
     """Tells whether Python has changed what recordings hold.
 
-    Followed are, on the loss, its value estimator and every module of its networks: attributes that are set, replaced
-    or removed, parameters, buffers and targets that are other tensors than before, what is trained, hooks, and what
-    lies in lists, dicts and objects that are attributes. What is done to a tensor in place is seen by a replay itself.
+    Followed are, on the loss, its value estimator and every module of these and of its networks: attributes that are
+    set, replaced or removed, on the classes of users too, parameters, buffers and targets that are other tensors than
+    before, what is trained, hooks, and what lies in lists, dicts and objects that are attributes. What is done to a
+    tensor in place is seen by a replay itself.
 
     Args:
         loss: the loss.
@@ -140,13 +143,18 @@ class Watch:
         """Take what there is now for unchanged."""
         loss, estimator = self.loss, self.loss.value_estimator
         networks = [loss.get_stateful_net(name, copy=False) for name in ("actor_network", loss.critic_name)]
-        modules = list(dict.fromkeys(part for network in networks for part in network.modules()))
-        self._parts = [*modules, estimator]
+        modules = dict.fromkeys(part for network in networks for part in network.modules())
+        targets = [f"target_{name}_params" for name in ("actor_network", loss.critic_name)]
+        params = {*targets, "actor_network_params", f"{loss.critic_name}_params"}
+        own = [child for name, child in loss.named_children() if name not in params]
+        others = dict.fromkeys(part for root in (*own, estimator) for part in root.modules() if part not in modules)
+        self._parts = [*modules, *others]
         # Submodules, parameters and forward hooks of the networks are the loss's to follow: it makes them anew.
         dictionaries = [getattr(part, slot) for part in self._parts for slot in _SLOTS]
-        dictionaries += [getattr(estimator, slot) for slot in _SLOTS_OF_NETWORKS]
-        targets = [f"target_{name}_params" for name in ("actor_network", loss.critic_name)]
+        dictionaries += [getattr(part, slot) for part in others for slot in _SLOTS_OF_NETWORKS]
         dictionaries += [loss._buffers, *(loss._modules[name]._buffers for name in targets if name in loss._modules)]
+        classes = dict.fromkeys(cls for part in (loss, *self._parts) for cls in type(part).__mro__)
+        self._classes = [cls for cls in classes if cls.__module__.partition(".")[0] not in _LIBRARIES]
         self._filled, self._empty = [own for own in dictionaries if own], [own for own in dictionaries if not own]
         self._owned = [vars(part) for part in (*self._parts, loss.tensor_keys)]
         self._settings_of = [
@@ -165,6 +173,7 @@ class Watch:
             *chain.from_iterable(map(dict.values, self._filled)),
             *chain.from_iterable([settings() for settings in self._settings_of]),
             *vars(self.loss).values(),
+            *chain.from_iterable([vars(cls).values() for cls in self._classes]),
             *chain.from_iterable(map(_HOW_TRAINED, self._parameters)),
             *self.more(),
         ]

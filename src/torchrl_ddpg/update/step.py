@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -136,9 +137,11 @@ class UpdateStep:
         for role, name in names.items():
             optimizer = getattr(self, role)
             checks.instance(role, optimizer, Optimizer)
-            if isinstance(optimizer, torch.optim.LBFGS):
+            closure = inspect.signature(optimizer.step).parameters.get("closure")
+            if closure is not None and closure.default is closure.empty:
                 raise ValueError(
-                    f"{role} is LBFGS, which needs a closure; accepted: an optimizer that steps without one."
+                    f"{role} is {type(optimizer).__name__}, which needs a closure; accepted: an optimizer that steps "
+                    f"without one."
                 )
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             wanted = [id(p) for p in getattr(self.loss, f"{name}_params").parameters() if p.requires_grad]
@@ -168,9 +171,9 @@ class UpdateStep:
         if not torch.is_grad_enabled():
             raise RuntimeError("gradients are switched off (torch.no_grad), so nothing can be trained.")
         with self.loss.reading_once(batch) as read:
-            self.count += 1
-            with_actor = self.count % self.policy_delay == 0
+            with_actor = (self.count + 1) % self.policy_delay == 0
             metrics = self._step(batch, read, with_actor)
+        self.count += 1  # not before: a batch that is refused is no step
         if with_actor and not self._moves_targets:
             self.target_updater.step()
         return metrics
