@@ -5,9 +5,9 @@ import warnings
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
-from torchrl.modules import MLP, ValueOperator
+from torchrl.modules import MLP, MultiAgentMLP, ValueOperator
 from torchrl.objectives.value import TD0Estimator
 
 from helpers import ACTION, OBSERVATION, batch, make, networks, step_of
@@ -130,6 +130,62 @@ def test_the_state_of_an_own_estimator_is_saved_and_gamma_is_not():
     parent = nn.ModuleDict({"loss": steps[0].loss})
     assert "loss._value_estimator.mean" in parent.state_dict()
     parent.load_state_dict(parent.state_dict())
+    del state["loss"]["_value_estimator.mean"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*_value_estimator\.mean"):
+        steps[1].load_state_dict(state)
+
+
+class TabledLoss(DDPGLoss):
+    """Holds a tensor that cannot be written to."""
+
+    def __init__(self, *networks, **options):
+        super().__init__(*networks, **options)
+        self.table = torch.tensor([0.5]).expand(8, 1)
+
+    def actor_sample_losses(self, value, action, batch):
+        TabledLoss.calls = getattr(TabledLoss, "calls", 0)  # a class may count
+        return -value * self.table, {}
+
+
+class CountingActor(nn.Module):
+    made, calls = 0, 0
+
+    def __init__(self):
+        super().__init__()
+        type(self).made += 1
+        self.net = nn.Linear(OBSERVATION, ACTION)
+
+    def forward(self, observation):
+        type(self).calls += 1
+        return self.net(observation)
+
+
+def test_tensors_that_cannot_be_written_and_counts_on_classes_of_networks_stop_no_recording():
+    actor = TensorDictModule(CountingActor(), in_keys=["observation"], out_keys=["action"])
+    step = step_of(TabledLoss(actor, networks()[1]), record_operators=True)
+    for number in range(20):
+        step(batch(8, seed=number))
+        CountingActor()
+    assert CountingActor.calls <= 3 * 2  # three times each, in the target and in the actor's term
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_networks_of_several_agents_are_replayed(share, monkeypatch):
+    agents, results, forward, calls = 3, [], MultiAgentMLP.forward, []
+    monkeypatch.setattr(MultiAgentMLP, "forward", lambda *args: calls.append(1) or forward(*args))
+    for options in ({}, {"record_operators": True}):
+        torch.manual_seed(0)
+        net = MultiAgentMLP(OBSERVATION, ACTION, n_agents=agents, centralized=False, share_params=share, num_cells=[8])
+        actor = TensorDictModule(net, in_keys=["observation"], out_keys=["action"])
+        step = step_of(DDPGLoss(actor, networks()[1]), **options)
+        for number in range(12):
+            td = batch(5, agents, seed=number)
+            td.batch_size = [5]
+            metrics = step(td)
+        results.append((metrics["loss_value"].item(), len(calls)))
+        calls.clear()
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert results[1][1] <= 3 * 2 < results[0][1]
 
 
 # Shapes.
@@ -156,6 +212,43 @@ def test_losses_of_a_step_are_per_sample(loss_class):
     ):
         make(loss_class)(td)
     make(TrustedLoss)(td.set("trust", torch.ones(8, 1)))
+
+
+class FlatCritic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(OBSERVATION + ACTION, 1)
+
+    def forward(self, observation, action):
+        return self.net(torch.cat([observation, action], -1)).squeeze(-1)
+
+
+@pytest.mark.parametrize("loss_class", [DDPGLoss, TD3Loss])
+def test_values_and_rewards_without_a_last_dimension(loss_class):
+    td, flat = batch(8), batch(8)
+    for key in ("reward", "done", "terminated"):
+        flat["next", key] = flat["next", key].squeeze(-1)
+    options = {} if loss_class is DDPGLoss else {"bounds": (-1.0, 1.0), "policy_noise": 0.0, "num_qvalue_nets": 1}
+    torch.manual_seed(0)
+    critic = TensorDictModule(FlatCritic(), in_keys=["observation", "action"], out_keys=["state_action_value"])
+    column = ValueOperator(critic.module.net, in_keys=["both"], out_keys=["state_action_value"])
+    join = TensorDictModule(lambda *both: torch.cat(both, -1), in_keys=["observation", "action"], out_keys=["both"])
+    losses = loss_class(networks()[0], critic, **options)(flat)
+    expected = loss_class(networks()[0], TensorDictSequential(join, column), **options)(td)
+    for key in ("loss_actor", loss_class.critic_loss_key):
+        torch.testing.assert_close(losses[key], expected[key])
+
+
+class SummedAgentsLoss(DDPGLoss):
+    def critic_sample_losses(self, prediction, target):
+        return (prediction - target).square().sum((-2, -1))
+
+
+def test_losses_of_a_step_may_be_one_for_each_sample_of_several_agents():
+    td = batch(5, 3)
+    td.batch_size = [5]
+    summed, mean = (make(loss_class)(td)["loss_value"] for loss_class in (SummedAgentsLoss, DDPGLoss))
+    torch.testing.assert_close(summed, 3 * mean)
 
 
 class Joint(nn.Module):
@@ -240,6 +333,14 @@ def test_under_autocast_noise_smaller_than_a_step_of_bfloat16_is_kept():
     assert Spy.seen.float().std().item() == pytest.approx(0.001, rel=0.1)
 
 
+def test_networks_of_bfloat16_stay_so_under_autocast():
+    actor, critic = (network.to(torch.bfloat16) for network in networks())
+    critic = ValueOperator(nn.Bilinear(OBSERVATION, ACTION, 1, dtype=torch.bfloat16), in_keys=["observation", "action"])
+    td = batch(8).apply(lambda value: value.bfloat16() if value.is_floating_point() else value)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert TD3Loss(actor, critic, bounds=(-1.0, 1.0))(td)["loss_qvalue"].isfinite()
+
+
 @pytest.mark.parametrize("loss_class", [TD3BCLoss, ReBRACLoss])
 def test_under_autocast_the_distance_to_the_data_is_not_rounded(loss_class):
     weights = {"alpha_actor": 1.0, "alpha_critic": 0.0} if loss_class is ReBRACLoss else {}
@@ -274,6 +375,19 @@ def test_nan_of_a_masked_agent_reaches_no_gradient():
     assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
 
 
+def test_a_mask_of_samples_and_one_of_agents_count_together():
+    td = batch(5, 3)
+    td.batch_size = [5]
+    loss, both = make(), torch.ones(5, 3, 1, dtype=torch.bool)
+    both[0], both[1, 2] = False, False
+    td["shifted_valid"] = both
+    expected = loss(td.clone())["loss_value"]
+    agents = both.clone()
+    agents[0] = True
+    td["shifted_valid"], td["collector", "mask"] = agents, torch.arange(5) > 0
+    torch.testing.assert_close(loss(td)["loss_value"], expected)
+
+
 # Data, copies of a critic, hidden ways to a layer.
 
 
@@ -287,6 +401,16 @@ def test_shuffled_data_is_refused_whatever_its_type(dtype):
     torch.manual_seed(0)
     with pytest.raises(ValueError, match="in time order, so call it before the data is shuffled"):
         with_next_actions(data[torch.randperm(count)])
+
+
+def test_discrete_states_without_a_dimension_are_in_order_or_refused():
+    count, end = 20, torch.zeros(20, 1, dtype=torch.bool)
+    state = torch.arange(count + 1)
+    later = {"state": state[1:], "done": end, "terminated": end}
+    data = TensorDict({"state": state[:-1], "action": torch.rand(count, 1), "next": later}, [count])
+    assert len(with_next_actions(data)) == count - 1
+    with pytest.raises(ValueError, match="in time order"):
+        with_next_actions(data[torch.arange(count - 1, -1, -1)])
 
 
 class Features(nn.Module):
@@ -315,6 +439,8 @@ def test_copies_of_a_critic_that_start_equal_are_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         TD3Loss(actor, plain, bounds=(-1.0, 1.0))
+        critic.module.features.weight.requires_grad_(False)  # features that are meant to be the same
+        TD3Loss(actor, critic, bounds=(-1.0, 1.0))
 
 
 class ByDefault(nn.Module):
@@ -360,24 +486,40 @@ def test_the_actors_loss_alone_leaves_a_critic_with_hidden_ways_in_peace(hidden)
 class WithContext(nn.Module):
     def __init__(self):
         super().__init__()
-        self.net = nn.Linear(OBSERVATION, ACTION)
+        self.net, self.norm = nn.Linear(OBSERVATION, ACTION), nn.BatchNorm1d(OBSERVATION)
 
     def forward(self, observation, context=None):
+        observation = self.norm(observation)
         return self.net(observation if context is None else observation + context)
 
 
-@pytest.mark.filterwarnings('ignore:key "_" is for ignoring output')
-@pytest.mark.parametrize("key", ["context", "_"])
-def test_a_network_does_without_an_entry_that_defaults_to_none(key):
-    actor = TensorDictModule(WithContext(), in_keys=["observation", key], out_keys=["action"])
+class NeedsContext(WithContext):
+    def forward(self, observation, context):
+        return super().forward(observation, context)
+
+
+def test_a_network_does_without_an_entry_that_defaults_to_none_and_says_so():
+    actor = TensorDictModule(WithContext(), in_keys=["observation", "context"], out_keys=["action"]).eval()
     loss, td = DDPGLoss(actor, networks()[1]), batch(8)
     value = loss.value_network.module(td["observation"], actor.module(td["observation"]))
-    torch.testing.assert_close(loss(td)["loss_actor"], -value.mean())
-    if key == "_":
-        return
+    with pytest.warns(UserWarning, match="no entry 'context', so WithContext gets None"):
+        torch.testing.assert_close(loss(td)["loss_actor"], -value.mean())
     td["context"], td["next", "context"] = torch.ones(8, OBSERVATION), torch.ones(8, OBSERVATION)
     value = loss.value_network.module(td["observation"], actor.module(td["observation"], td["context"]))
     torch.testing.assert_close(loss(td)["loss_actor"], -value.mean())
+
+
+@pytest.mark.filterwarnings('ignore:key "_" is for ignoring output')
+def test_an_input_named_underscore_is_none():
+    actor = TensorDictModule(WithContext(), in_keys=["observation", "_"], out_keys=["action"])
+    assert DDPGLoss(actor, networks()[1])(batch(8))["loss_actor"].isfinite()
+
+
+def test_a_network_that_needs_an_entry_is_not_run_without_it():
+    actor = TensorDictModule(NeedsContext(), in_keys=["observation", "context"], out_keys=["action"])
+    with pytest.raises(BatchError, match="no entry 'context'"):
+        DDPGLoss(actor, networks()[1]).loss_actor(batch(8))
+    assert actor.module.norm.num_batches_tracked == 0
 
 
 class UndeclaredLoss(DDPGLoss):
@@ -429,8 +571,13 @@ def test_an_optimizer_that_needs_a_closure_is_refused_at_construction():
             type(step)(loss, target_updater=step.target_updater, **given)
 
 
-def test_a_refused_batch_is_no_step_of_the_delay():
-    step, seen = step_of(make(TD3Loss, updater=False), policy_delay=2), []
+@pytest.mark.parametrize(
+    "options", [{}, {"record_operators": True}, {"compile": True}], ids=["eager", "recorded", "compiled"]
+)
+def test_a_refused_batch_is_no_step_of_the_delay(options, monkeypatch):
+    compile_function = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_function(function, backend="eager"))
+    step, seen = step_of(make(TD3Loss, updater=False), policy_delay=2, **options), []
     for number in range(6):
         td = batch(8, seed=number)
         if number == 2:

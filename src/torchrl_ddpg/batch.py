@@ -110,7 +110,7 @@ class Batch:
             MissingKeyError: if the batch does not have it.
         """
         if key not in self.values:  # one that the loss has not declared
-            self.values[key] = self.source.get(key, None)
+            self.values |= fetch(self.source, (key,))
         value = self.require(key, "an entry that the loss reads")
         value = value.detach() if hasattr(value, "detach") else value  # a string, say
         ended = self.values.get(under_next(self.keys.terminated)) if key[0] == "next" else None
@@ -129,6 +129,9 @@ class Batch:
             value = checks.flag(key, value)
             if value.ndim <= len(self.shape) + 1:
                 value = checks.per_sample(key, value, value.new_empty(self.shape))
+            if mask is not None:  # one of samples counts for all of their agents
+                deep = max(mask.ndim, value.ndim)
+                mask, value = (one.reshape(*one.shape, *(1,) * (deep - one.ndim)) for one in (mask, value))
             mask = value if mask is None else mask & value
         return mask
 

@@ -80,7 +80,7 @@ def _check_order(transitions: TensorDictBase, last: Tensor, action: NestedKey) -
         is_state = isinstance(value, Tensor) and isinstance(later, Tensor) and value.dtype is not torch.bool
         if key == action or not is_state or not bool(goes_on.any()):
             continue
-        agrees = torch.isclose(later[:-1], value[1:].to(later.dtype)).flatten(1).all(-1)[goes_on]
+        agrees = torch.isclose(later[:-1], value[1:].to(later.dtype)).reshape(len(goes_on), -1).all(-1)[goes_on]
         if agrees.float().mean() < 0.5:
             raise ValueError(
                 f"{under_next(key)!r} is not {key!r} of the step after it at {int((~agrees).sum())} of {len(agrees)} "

@@ -54,7 +54,7 @@ def behaviour_cloning_loss(
     Args:
         value: :math:`Q(s, \mu(s))`, ``[*B]``, reward units.
         action: :math:`\mu(s)`, ``[*B, A]``, in the action's units; of agents that share a value ``[*B, n_agents, A]``.
-        batch_action: the action that was taken, of the same shape and units.
+        batch_action: the action that was taken, shape of ``action``, in the action's units.
         alpha: weight of the value against the imitation, positive.
         mask: True where a sample counts, ``[*B]``, bool.
 

@@ -37,17 +37,17 @@ class Term(NamedTuple):
     priority: Tensor | None = None
 
 
-def _column(step: str, losses: Tensor, value: Tensor) -> Tensor:
-    """Per-sample losses with a last dimension of one, as values have it."""
-    samples = value.shape[:-1]
-    if losses.shape == samples:
+def _column(step: str, losses: Tensor, value: Tensor, batch: Batch) -> Tensor:
+    """The losses of a step, one for each value or each sample, with a last dimension of one as values have it."""
+    shape, values = losses.shape, value.shape[:-1]
+    if shape in (value.shape, (*values, 1), (*batch.shape, 1)):
+        return losses
+    if shape in (values, batch.shape):
         return losses.unsqueeze(-1)
-    if losses.shape != (*samples, 1):
-        raise BatchError(
-            f"{step} gives losses of shape {list(losses.shape)}; accepted: {list(samples)} or {[*samples, 1]}. [B] and "
-            f"[B, 1] together give [B, B]."
-        )
-    return losses
+    raise BatchError(
+        f"{step} gives losses of shape {list(shape)}; accepted: {list(values)} or {[*values, 1]}. [B] and [B, 1] "
+        f"together give [B, B]."
+    )
 
 
 def _public(method: Callable) -> Callable:
@@ -361,14 +361,18 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         self._check_finite(batch, inputs)
         predictions = self._values("online", inputs, batch, range(self.num_critics))
         losses = [
-            _column("critic_sample_losses", self.critic_sample_losses(value, target), value) for value in predictions
+            _column("critic_sample_losses", self.critic_sample_losses(value, target), value, batch)
+            for value in predictions
         ]
         values = [self.expected_value(prediction.detach()) for prediction in predictions]
         expected, several = self.expected_target(target), len(values) > 1
         stacked = torch.stack(values) if several else values[0]
-        if several:
-            self._check_value(expected, values[0])
         error = expected - stacked if several else functional.td_error(stacked, expected)
+        if error.shape != stacked.shape:
+            raise BatchError(
+                f"expected_target gives {list(expected.shape)} and expected_value {list(values[0].shape)}; accepted: "
+                f"one shape, [*B, 1]."
+            )
         error = batch.samples(error.abs() if self.priority == "absolute" else error.square(), several=several)
         loss = self._reduce(self.critic_loss_key, functools.reduce(operator.add, losses), batch, weigh=True)
         predicted = self._report("pred_value", batch, stacked.mean(0) if several else stacked)
@@ -384,7 +388,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         action = entries[self.action_keys[0]]
         value = self.actor_value(self._values("frozen", entries, batch, self.actor_critics))
         loss, metrics = self.actor_sample_losses(value, action, batch)
-        loss = loss if loss.shape == value.shape else _column("actor_sample_losses", loss, value)
+        loss = _column("actor_sample_losses", loss, value, batch)
         metrics = self._reported(batch, metrics) | self._report("state_action_value_actor", batch, value.detach())
         metrics |= self._saturation("actor_saturation", action, batch)
         return Term(self._reduce("loss_actor", loss, batch, weigh=self.weigh_actor), metrics)

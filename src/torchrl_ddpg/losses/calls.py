@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequ
 from torch import Tensor, nn
 from torchrl.modules import Actor, SafeModule, SafeSequential, ValueOperator
 
+from torchrl_ddpg import checks
 from torchrl_ddpg.losses.twins import own_class
 
 Entries = dict[NestedKey, Any]
@@ -45,16 +47,19 @@ def _is_plain_sequence(module: nn.Module) -> bool:
 
 
 def _run_without_some(module: TensorDictModule, entries: Entries) -> Any:
-    """What the wrapped module gives with None for what is absent, as TensorDict's own call passes it."""
-    absent = [key for key in module.in_keys if key not in entries and key != "_"]
-    if absent and module.strict:
-        raise AbsentError(absent[0])
-    try:
-        return module.module(*(entries.get(key) for key in module.in_keys))
-    except Exception as error:
-        if absent:
-            raise AbsentError(absent[0]) from error
-        raise
+    """What the wrapped module gives with None for what is absent, where its arguments default to None."""
+    absent = {index: key for index, key in enumerate(module.in_keys) if key not in entries and key != "_"}
+    called = module.module.forward if isinstance(module.module, nn.Module) else module.module
+    accepted = list(inspect.signature(called).parameters.values()) if absent else []
+    for index, key in absent.items():
+        if module.strict or index >= len(accepted) or accepted[index].default is not None:
+            raise AbsentError(key)
+    if absent:
+        checks.warn(
+            f"the batch has no entry {', '.join(map(repr, absent.values()))}, so {type(module.module).__name__} gets "
+            f"None for it. If that is meant, leave it out of in_keys."
+        )
+    return module.module(*(entries.get(key) for key in module.in_keys))
 
 
 def run(module: TensorDictModuleBase, entries: Entries, shape: torch.Size) -> Entries:

@@ -160,6 +160,8 @@ class ConfigurableLoss(NetworkOwner):
         found = {key.removeprefix(start): state_dict.pop(key) for key in list(state_dict) if key.startswith(start)}
         kept = self._estimator.state()  # not gamma and lambda, which TorchRL saves and which are configuration here
         self.value_estimator.load_state_dict({key: found[key] for key in found if key in kept}, strict=False)
+        missing: list[str] = args[2]
+        missing += [start + key for key in kept if key not in found]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property

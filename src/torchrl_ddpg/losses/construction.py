@@ -130,6 +130,7 @@ def _ensemble(name: str, critic: TensorDictModuleBase, count: int, kept: Iterabl
 
 
 def _still_equal(critic: nn.Module, other: nn.Module) -> list[str]:
-    """The names of parameters that a copy of a critic has not drawn anew; constants, such as zeros, do not count."""
-    pairs = zip(critic.named_parameters(), other.parameters(), strict=True)
-    return [name for (name, p), q in pairs if p is not q and torch.equal(p, q) and bool((p != p.flatten()[:1]).any())]
+    """The names of parameters that a copy of a critic has not drawn anew; frozen ones and constants do not count."""
+    pairs = [(name, p, q) for (name, p), q in zip(critic.named_parameters(), other.parameters(), strict=True)]
+    trained = [(name, p) for name, p, q in pairs if p is not q and p.requires_grad and torch.equal(p, q)]
+    return [name for name, p in trained if p.numel() and bool((p != p.flatten()[0]).any())]

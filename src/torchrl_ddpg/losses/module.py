@@ -162,7 +162,7 @@ class NetworkOwner(LossModule, metaclass=LossClass):
                 continue
             found[id(value)] = value
             pending += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-        return [value for value in found.values() if isinstance(value, Tensor)]
+        return [value for value in found.values() if isinstance(value, Tensor) and not value.is_meta]
 
     def __getattr__(self, item: str) -> Any:
         # LossModule's own warns about missing updaters at every access.

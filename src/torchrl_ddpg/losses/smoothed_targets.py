@@ -29,6 +29,9 @@ class SmoothedTargetsLoss(DeterministicPolicyLoss):
         low, high = self.min_action.to(action.dtype), self.max_action.to(action.dtype)
         scale = {"policy_noise": self.policy_noise, "noise_clip": self.noise_clip}
         smoothed = functional.smooth_target_action(action, torch.randn_like(action), low, high, **scale)
+        if written == action.dtype:
+            return smoothed
         # bfloat16 has steps as large as the noise; under autocast the critic takes what is finer.
-        fits = written == action.dtype or torch.is_autocast_enabled(action.device.type)
-        return smoothed if fits else smoothed.to(written)
+        own = next(self.actor_network_params.parameters()).dtype
+        fine = own == action.dtype and torch.is_autocast_enabled(action.device.type)
+        return smoothed if fine else smoothed.to(written)

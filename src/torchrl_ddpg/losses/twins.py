@@ -146,10 +146,20 @@ def _leads_back(module: nn.Module, own: set[int]) -> bool:
             pending += [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
             pending += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         elif not type(value).__module__.startswith(("torch", "tensordict")):
-            slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-            pending += [getattr(value, name) for name in slots if hasattr(value, name)]
-            pending += getattr(value, "__dict__", {}).values()
+            pending += [*getattr(value, "__dict__", {}).values(), *slots(value)]
     return False
+
+
+def slots(value: Any) -> list[Any]:
+    """What an object holds in ``__slots__``, by the names under which Python keeps them."""
+    found = []
+    for cls in type(value).__mro__:
+        names = vars(cls).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            private = name.startswith("__") and not name.endswith("__")
+            name = f"_{cls.__name__.lstrip('_')}{name}" if private else name
+            found += [getattr(value, name)] if hasattr(value, name) else []
+    return found
 
 
 def _is_filled(cell: Any) -> bool:

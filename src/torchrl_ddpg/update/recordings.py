@@ -11,12 +11,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from torch import Tensor, nn
 
 from torchrl_ddpg import checks
 from torchrl_ddpg.entries import fetch
 from torchrl_ddpg.losses.base import DeterministicPolicyLoss
+from torchrl_ddpg.losses.twins import slots
 
 Recording = TypeVar("Recording")
 
@@ -104,10 +105,10 @@ def _frozen(value: Any, seen: dict[int, Any]) -> Any:
         parts = chain(value.keys(), value.values())
     else:
         foreign = type(value).__module__.partition(".")[0] in ("torch", "tensordict", "torchrl", "builtins")
-        slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()) if hasattr(value, name)]
-        if foreign or isinstance(value, (Tensor, nn.Module, type)) or not (hasattr(value, "__dict__") or slots):
+        in_slots = [] if foreign else slots(value)
+        if foreign or isinstance(value, (Tensor, nn.Module, type)) or not (hasattr(value, "__dict__") or in_slots):
             return _Same(value)
-        parts = [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in slots)]
+        parts = [*getattr(value, "__dict__", {}).values(), *in_slots]
     seen[id(value)] = value
     return [type(value), *(_frozen(part, seen) for part in parts)]
 
@@ -126,9 +127,9 @@ class Watch:
     """Tells whether Python has changed what recordings hold.
 
     Followed are, on the loss, its value estimator and every module of these and of its networks: attributes that are
-    set, replaced or removed, on the classes of users too, parameters, buffers and targets that are other tensors than
-    before, what is trained, hooks, and what lies in lists, dicts and objects that are attributes. What is done to a
-    tensor in place is seen by a replay itself.
+    set, replaced or removed, parameters, buffers and targets that are other tensors than before, what is trained,
+    hooks, what lies in lists, dicts and objects that are attributes, and numbers and words on a user's own class of
+    loss or estimator. What is done to a tensor in place is seen by a replay itself.
 
     Args:
         loss: the loss.
@@ -148,13 +149,14 @@ class Watch:
         params = {*targets, "actor_network_params", f"{loss.critic_name}_params"}
         own = [child for name, child in loss.named_children() if name not in params]
         others = dict.fromkeys(part for root in (*own, estimator) for part in root.modules() if part not in modules)
-        self._parts = [*modules, *others]
+        # TensorDict notes its last operation on parameters of several agents; the loss follows what they hold.
+        self._parts = [part for part in (*modules, *others) if not isinstance(part, TensorDictParams)]
         # Submodules, parameters and forward hooks of the networks are the loss's to follow: it makes them anew.
         dictionaries = [getattr(part, slot) for part in self._parts for slot in _SLOTS]
         dictionaries += [getattr(part, slot) for part in others for slot in _SLOTS_OF_NETWORKS]
         dictionaries += [loss._buffers, *(loss._modules[name]._buffers for name in targets if name in loss._modules)]
-        classes = dict.fromkeys(cls for part in (loss, *self._parts) for cls in type(part).__mro__)
-        self._classes = [cls for cls in classes if cls.__module__.partition(".")[0] not in _LIBRARIES]
+        classes = dict.fromkeys((*type(loss).__mro__, *type(estimator).__mro__))
+        self._classes = [vars(cls) for cls in classes if cls.__module__.partition(".")[0] not in _LIBRARIES]
         self._filled, self._empty = [own for own in dictionaries if own], [own for own in dictionaries if not own]
         self._owned = [vars(part) for part in (*self._parts, loss.tensor_keys)]
         self._settings_of = [
@@ -173,14 +175,15 @@ class Watch:
             *chain.from_iterable(map(dict.values, self._filled)),
             *chain.from_iterable([settings() for settings in self._settings_of]),
             *vars(self.loss).values(),
-            *chain.from_iterable([vars(cls).values() for cls in self._classes]),
+            *[value for own in self._classes for value in own.values() if isinstance(value, _PLAIN)],
             *chain.from_iterable(map(_HOW_TRAINED, self._parameters)),
             *self.more(),
         ]
 
     def _mutable(self) -> list[Any]:
         """Attributes whose contents may change while they stay the same objects."""
-        owned = [(vars(part), _OF_EVERY_MODULE) for part in self._parts]
+        owned: list[tuple[Any, Any]] = [(vars(part), _OF_EVERY_MODULE) for part in self._parts]
+        owned += [(own, ("__dict__",)) for own in self._classes]
         owned += [(vars(self.loss), _OF_EVERY_MODULE | _NOTES | {"_owned", "_tensor_keys", "_value_estimator"})]
         values = [value for own, leave in owned for name, value in own.items() if name not in leave]
         return [value for value in values if not isinstance(self._freeze(value), (_Same, *_PLAIN))]

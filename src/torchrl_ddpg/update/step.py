@@ -173,7 +173,7 @@ class UpdateStep:
         with self.loss.reading_once(batch) as read:
             with_actor = (self.count + 1) % self.policy_delay == 0
             metrics = self._step(batch, read, with_actor)
-        self.count += 1  # not before: a batch that is refused is no step
+        self.count += 1  # not before: where a batch is refused, the actor's turn stays its turn
         if with_actor and not self._moves_targets:
             self.target_updater.step()
         return metrics
@@ -205,6 +205,8 @@ class UpdateStep:
         else:
             term = self._compiled_term(method) if self.compile else getattr(self.loss, method)
             loss, metrics = term(batch)
+            if self.compile:  # compiled it does not look
+                self.loss.check_loss(key, loss, read)
             if loss.requires_grad:
                 loss.backward()
         metrics = {key: loss, **{name: value for name, value in metrics.items() if value.ndim == 0}}
