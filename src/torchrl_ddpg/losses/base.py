@@ -40,10 +40,10 @@ class Term(NamedTuple):
 def _column(step: str, losses: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """The losses of a step, one for each value or each sample, with a last dimension of one as values have it."""
     shape, values = losses.shape, value.shape[:-1]
+    if shape in (values, batch.shape) and shape != value.shape:
+        return losses.unsqueeze(-1)
     if shape in (value.shape, (*values, 1), (*batch.shape, 1)):
         return losses
-    if shape in (values, batch.shape):
-        return losses.unsqueeze(-1)
     raise BatchError(
         f"{step} gives losses of shape {list(shape)}; accepted: {list(values)} or {[*values, 1]}. [B] and [B, 1] "
         f"together give [B, B]."
