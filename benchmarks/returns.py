@@ -1,8 +1,9 @@
 """Returns over frames, ours and SB3's: ``python benchmarks/returns.py --runs td3:HalfCheetah-v5:0``.
 
-A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3; ``td3-2018`` is TD3 with
-its paper's networks, rates and batch, and ``tutorial`` the trainer's default preset. Interrupted runs go on where their
-last checkpoint is. ``--report`` draws the curves and prints the table of what ``docs/results`` holds.
+A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3. Runs have the hyperparameters
+of TD3's paper, with ``-256`` after the loss those of later programs; ``tutorial`` is the trainer's default preset.
+Interrupted runs go on where their last checkpoint is. ``--report`` draws the curves and prints the table of what
+``docs/results`` holds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from common import PAPER, print_table
+from common import LATER, print_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
@@ -45,24 +46,21 @@ PUBLISHED = {
     200_000: (5785, 6812, 7807),
     300_000: (6196, 7657, 9049),
 }
-
-
-# What differs from the preset: all that TD3's paper has otherwise, or one of it alone.
-VARIANTS = {"2018": PAPER, "rates": PAPER[-4:], "batch": PAPER[3:5], "layers": PAPER[:3]}
+# Losses with a chart of their own, by the ends of their names, and what its title adds.
+GROUPS = {"tutorial": ", train_ddpg.py without arguments", "256": ", hyperparameters of later programs"}
 
 
 def settings(loss: str, environment: str) -> list[str]:
     """The trainer's flags for a loss on an environment."""
     if loss == "tutorial":  # the command without an argument
         return ["--env.name", environment]
-    loss, _, variant = loss.rpartition("-") if loss.endswith(tuple(VARIANTS)) else (loss, "", "")
-    words = ["--loss", loss, "--env.name", environment, "--eval.episodes", "10", "--threads", "1"]
+    words = ["--loss", loss.removesuffix("-256"), "--env.name", environment, "--eval.episodes", "10", "--threads", "1"]
     if environment == "Pendulum-v1":
         return ["pendulum", *words, "--eval.interval", "1000"]
-    words = ["mujoco", *words, "--collector", "sync", "--init-random-frames"]
-    if environment == "InvertedPendulum-v5":
-        return [*words, "1000", "--eval.interval", "1000", "--v-max", "100"]  # a reward of 1 for ever, discounted
-    return [*words, "10000", *VARIANTS.get(variant, []), "--checkpoint.interval", "25000"]
+    words = ["mujoco", *words]
+    if environment == "InvertedPendulum-v5":  # a reward of 1 for ever, discounted
+        return [*words, "--init-random-frames", "1000", "--eval.interval", "1000", "--v-max", "100"]
+    return [*words, *(LATER if loss.endswith("-256") else []), "--checkpoint.interval", "25000"]
 
 
 def command(name: str, frames: int, folder: Path) -> list[str]:
@@ -155,51 +153,50 @@ def report() -> None:
                 f"{np.median(numbers):.0f}",
                 ", ".join(f"{seed}: {value:.0f}" for seed, value in values.items()),
             ]
-            band = PUBLISHED.get(frames) if environment == "HalfCheetah-v5" and loss in ("td3", "td3-2018") else None
+            band = PUBLISHED.get(frames) if environment == "HalfCheetah-v5" and loss.startswith("td3") else None
             authors = "{1} [{0}, {2}]".format(*band) if band else ""
             rows.append([environment, loss, contestant, frames, *shown, authors])
     print_table(
         ["environment", "loss", "", "frames", "interquartile mean", "95 %", "median", "seed: return", "TD3's authors"],
         rows,
     )
-    charts: dict[tuple[str, bool], dict] = {}
-    for key, seeds in found.items():
-        charts.setdefault((key[2], key[1] == "tutorial"), {})[key] = seeds
-    for (environment, tutorial), lines in charts.items():
-        draw(environment, tutorial, lines)
+    charts: dict[tuple[str, str], dict] = {}
+    for (contestant, loss, environment), seeds in found.items():
+        group = next((group for group in GROUPS if loss.endswith(group)), "")
+        loss = "DDPG" if group == "tutorial" else loss.removesuffix(f"-{group}").upper()
+        charts.setdefault((environment, group), {})[f"{contestant}, {loss}"] = seeds
+    for (environment, group), lines in charts.items():
+        draw(environment, group, lines)
 
 
-def draw(environment: str, tutorial: bool, found: dict) -> None:
-    """One plot for an environment, or for the preset ``tutorial`` on it, in a grey that reads on white and black pages.
+def draw(environment: str, group: str, found: dict) -> None:
+    """One plot for an environment and one of ``GROUPS``, in a grey that reads on white and black pages.
 
     A thick line is the interquartile mean of all seeds, and goes on dashed where at least three of them do.
     """
     greys = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     plt.rcParams |= {**dict.fromkeys(greys, "#808080"), "svg.hashsalt": "returns", "legend.framealpha": 0.0}
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    if environment == "HalfCheetah-v5" and not tutorial:
+    if environment == "HalfCheetah-v5" and group != "tutorial":
         low, _, high = zip(*PUBLISHED.values(), strict=True)
         axes.fill_between(list(PUBLISHED), low, high, color="grey", alpha=0.2, label="TD3's authors, ten seeds")
-    for number, ((contestant, loss, _), seeds) in enumerate(found.items()):
+    for number, (name, seeds) in enumerate(found.items()):
         values: dict[int, list[float]] = {}  # of the seeds that were run so far
         for seed in seeds.values():
             axes.plot(*zip(*sorted(seed.items()), strict=True), color=f"C{number}", lw=0.6, alpha=0.6)
             for at, value in seed.items():
                 values.setdefault(at, []).append(value)
-        called = f"{contestant}, {'DDPG' if tutorial else loss.upper()}, seeds: {len(seeds)}"
         every = sorted(at for at in values if len(values[at]) == len(seeds))
         some = [at for at in sorted(values) if at >= every[-1] and len(values[at]) >= 3]
-        for frames, style, label in ((every, "-", called), (some, "--", None)):
+        for frames, style, label in ((every, "-", f"{name}, seeds: {len(seeds)}"), (some, "--", None)):
             middle = [interquartile_mean(np.array(values[at])) for at in frames]
             axes.plot(frames, middle, style, color=f"C{number}", lw=2, label=label)
-    title = f"{environment}, train_ddpg.py without arguments" if tutorial else environment
-    axes.set(xlabel="frames", ylabel="return of deterministic episodes", title=title)
+    axes.set(xlabel="frames", ylabel="return of deterministic episodes", title=environment + GROUPS.get(group, ""))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(0, max(at for seeds in found.values() for seed in seeds.values() for at in seed))
     axes.legend()
-    figure.savefig(
-        RESULTS / f"{environment}{'-tutorial' if tutorial else ''}.svg", transparent=True, metadata={"Date": None}
-    )
+    name = "-".join(filter(None, (environment, group)))
+    figure.savefig(RESULTS / f"{name}.svg", transparent=True, metadata={"Date": None})
 
 
 def main() -> None:

@@ -30,23 +30,23 @@ def returns_of(model, name: str, episodes: int) -> list[float]:
 
 
 def build(loss: str, name: str, random_frames: int, seed: int | None = None, device: str = "cpu") -> TD3:
-    """SB3's DDPG or TD3 as the preset `mujoco` has it; ``td3-2018`` has what TD3's paper has."""
-    paper = loss.endswith("-2018")
+    """SB3's DDPG or TD3 as the preset `mujoco` has it; ``-256`` after the loss has layers of 256, as later programs."""
+    later = loss.endswith("-256")
     env = gymnasium.make(name)
     actions = env.action_space.shape[0]
-    return {"ddpg": DDPG, "td3": TD3}[loss.removesuffix("-2018")](
+    return {"ddpg": DDPG, "td3": TD3}[loss.removesuffix("-256")](
         "MlpPolicy",
         env,
-        learning_rate=1e-3 if paper else 3e-4,
+        learning_rate=3e-4 if later else 1e-3,
         buffer_size=1_000_000,
         learning_starts=random_frames,
-        batch_size=100 if paper else 256,
+        batch_size=256 if later else 100,
         tau=0.005,
         gamma=0.99,
         train_freq=1,
         gradient_steps=1,
         action_noise=NormalActionNoise(np.zeros(actions), np.full(actions, 0.1)),
-        policy_kwargs={"net_arch": [400, 300] if paper else [256, 256]},
+        policy_kwargs={"net_arch": [256, 256] if later else [400, 300]},
         seed=seed,
         device=device,
     )
@@ -55,7 +55,7 @@ def build(loss: str, name: str, random_frames: int, seed: int | None = None, dev
 def main() -> None:
     """Train, evaluate every so many frames, and write ``metrics.csv`` with the trainer's names of columns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loss", choices=["ddpg", "td3", "td3-2018"], default="td3")
+    parser.add_argument("--loss", choices=["ddpg", "ddpg-256", "td3", "td3-256"], default="td3")
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=100_000)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import PAPER, print_machine, print_table, synchronize
+from common import LATER, print_machine, print_table, synchronize
 from update import hand_written
 
 TRAINER = Path(__file__).parent.parent / "examples" / "train_ddpg.py"
@@ -104,16 +104,16 @@ class Contestant:
 def commands(loss: str, random_frames: int, device: str) -> dict[str, list[str]]:
     """The contestants' command lines; the trainer's evaluation is left out."""
     options = {"--env.name": ENVIRONMENT, "--device": device, "--total-frames": FOREVER, "--eval.interval": 0}
-    options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000, "--loss": loss.removesuffix("-2018")}
+    options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000, "--loss": loss.removesuffix("-256")}
     trainer = [sys.executable, str(TRAINER), "mujoco", *(str(word) for pair in options.items() for word in pair)]
-    trainer += PAPER if loss.endswith("-2018") else []
+    trainer += LATER if loss.endswith("-256") else []
     this = [sys.executable, str(Path(__file__).resolve()), "--device", device, "--loss", loss]
     ways = {
         "SB3": [*this, "--sb3", "--warm-up", str(2 * random_frames)],
         "this trainer, collecting synchronously": [*trainer, "--collector", "sync"],
         "this trainer, collecting asynchronously": [*trainer, "--collector", "async"],
     }
-    if loss == "ddpg":
+    if loss == "ddpg-256":
         ways["hand-written updates, nothing collected"] = [*this, "--updates"]
     if device == "cuda":
         ways["synchronously, compile, cuda_graph"] = [*trainer, "--update", "cuda-graph", "--collector", "sync"]
@@ -145,7 +145,7 @@ def compare(loss: str, device: str, rounds: int, seconds: float, warm_up: int) -
         quartiles = statistics.quantiles(contestant.rates, n=4) if rounds > 1 else contestant.rates * 3
         ratio = statistics.median(rate / other for rate, other in zip(contestant.rates, base, strict=True))
         rows.append([name, quartiles[1], f"{quartiles[0]:.0f} to {quartiles[2]:.0f}", ratio])
-    sizes = "layers of 400 and 300, batch 100" if loss.endswith("-2018") else "two layers of 256, batch 256"
+    sizes = "two layers of 256, batch 256" if loss.endswith("-256") else "layers of 400 and 300, batch 100"
     print(f"{loss.upper()} on {ENVIRONMENT}, {sizes}, one update per frame, {device}:\n")
     print_table(["", "frames/s, median", "middle half of the turns", "of SB3's, median of rounds"], rows)
 
@@ -154,7 +154,7 @@ def main() -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--loss", choices=["ddpg", "td3", "td3-2018"], default="ddpg")
+    parser.add_argument("--loss", choices=["ddpg", "ddpg-256", "td3", "td3-256"], default="ddpg")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
     parser.add_argument("--warm-up", type=int, default=2000, help="frames before the first turn, half of them random")

@@ -145,23 +145,19 @@ class Config:
 PRESETS = {
     # The parts of TorchRL's tutorial on DDPG, with numbers that learn in a few minutes.
     "tutorial": Config(),
-    # What published results use: Fujimoto et al. 2018, CleanRL, Tianshou.
+    # As in TD3's paper, Fujimoto et al. 2018: networks, learning rates, minibatches, noise, random actions at first.
     "mujoco": Config(
         env=EnvConfig(max_steps=0, normalise=False),
         noise=NoiseConfig("gaussian", sigma=0.1, end=1.0),
-        replay=ReplayConfig(batch=256, crop=1),
+        replay=ReplayConfig(batch=100, crop=1),
         eval=EvalConfig(interval=5_000, episodes=5),
         checkpoint=CheckpointConfig(interval=50_000),
         total_frames=1_000_000,
-        init_random_frames=25_000,
-        collector="async",
+        init_random_frames=10_000,
         steps_per_batch=25,
         updates_per_batch=100,
         estimator="td0",
-        actor_lr=3e-4,
-        critic_lr=3e-4,
         max_grad_norm=0.0,
-        hidden=(256, 256),
         action_layer=0,
         threads=2,
     ),
