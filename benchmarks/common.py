@@ -17,7 +17,9 @@ from torch import nn
 from torchrl.modules import ValueOperator
 
 OBSERVATION, ACTION = 17, 6
-# The trainer's flags for the hyperparameters of later programs; its preset `mujoco` has those of TD3's paper.
+# The trainer's flags for 100 frames at a time, from four environments; its preset `mujoco` collects four at a time.
+BATCHED = ["--steps-per-batch", "25", "--updates-per-batch", "100"]
+# Its flags for the hyperparameters of later programs; the preset has those of TD3's paper.
 LATER = ["--hidden", "256", "256", "--replay.batch", "256", "--actor-lr", "3e-4", "--critic-lr", "3e-4"]
 
 

@@ -1,7 +1,8 @@
 """Returns over frames, ours and SB3's: ``python benchmarks/returns.py --runs td3:HalfCheetah-v5:0``.
 
 A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3. Runs have the hyperparameters
-of TD3's paper, with ``-256`` after the loss those of later programs; ``tutorial`` is the trainer's default preset.
+of TD3's paper; with ``-batched`` after the loss they collect 100 frames at a time, and with ``-256`` they have those of
+later programs besides. ``tutorial`` is the trainer's default preset.
 Interrupted runs go on where their last checkpoint is. ``--report`` draws the curves and prints the table of what
 ``docs/results`` holds.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from common import LATER, print_table
+from common import BATCHED, LATER, print_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
@@ -54,12 +55,14 @@ def settings(loss: str, environment: str) -> list[str]:
     """The trainer's flags for a loss on an environment."""
     if loss == "tutorial":  # the command without an argument
         return ["--env.name", environment]
-    words = ["--loss", loss.removesuffix("-256"), "--env.name", environment, "--eval.episodes", "10", "--threads", "1"]
+    plain = loss.removesuffix("-256").removesuffix("-batched")
+    words = ["--loss", plain, "--env.name", environment, "--eval.episodes", "10", "--threads", "1"]
     if environment == "Pendulum-v1":
         return ["pendulum", *words, "--eval.interval", "1000"]
     words = ["mujoco", *words]
     if environment == "InvertedPendulum-v5":  # a reward of 1 for ever, discounted
         return [*words, "--init-random-frames", "1000", "--eval.interval", "1000", "--v-max", "100"]
+    words += BATCHED if plain != loss else []
     return [*words, *(LATER if loss.endswith("-256") else []), "--checkpoint.interval", "25000"]
 
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import LATER, print_machine, print_table, synchronize
+from common import BATCHED, LATER, print_machine, print_table, synchronize
 from update import hand_written
 
 TRAINER = Path(__file__).parent.parent / "examples" / "train_ddpg.py"
@@ -106,12 +106,12 @@ def commands(loss: str, random_frames: int, device: str) -> dict[str, list[str]]
     options = {"--env.name": ENVIRONMENT, "--device": device, "--total-frames": FOREVER, "--eval.interval": 0}
     options |= {"--init-random-frames": random_frames, "--env.random-steps": 1000, "--loss": loss.removesuffix("-256")}
     trainer = [sys.executable, str(TRAINER), "mujoco", *(str(word) for pair in options.items() for word in pair)]
-    trainer += LATER if loss.endswith("-256") else []
+    trainer += LATER + BATCHED if loss.endswith("-256") else []
     this = [sys.executable, str(Path(__file__).resolve()), "--device", device, "--loss", loss]
     ways = {
         "SB3": [*this, "--sb3", "--warm-up", str(2 * random_frames)],
         "this trainer, collecting synchronously": [*trainer, "--collector", "sync"],
-        "this trainer, collecting asynchronously": [*trainer, "--collector", "async"],
+        "this trainer, collecting asynchronously": [*trainer, *BATCHED, "--collector", "async"],
     }
     if loss == "ddpg-256":
         ways["hand-written updates, nothing collected"] = [*this, "--updates"]
