@@ -166,7 +166,9 @@ def report() -> None:
     charts: dict[tuple[str, str], dict] = {}
     for (contestant, loss, environment), seeds in found.items():
         group = next((group for group in GROUPS if loss.endswith(group)), "")
-        loss = "DDPG" if group == "tutorial" else loss.removesuffix(f"-{group}").upper()
+        loss = (
+            "DDPG" if group == "tutorial" else loss.removesuffix(f"-{group}").upper().replace("-BATCHED", ", batched")
+        )
         charts.setdefault((environment, group), {})[f"{contestant}, {loss}"] = seeds
     for (environment, group), lines in charts.items():
         draw(environment, group, lines)
