@@ -39,10 +39,13 @@ class Term(NamedTuple):
 
 def _column(step: str, losses: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """The losses of a step, one for each value or each sample, with a last dimension of one as values have it."""
-    shape, values = losses.shape, value.shape[:-1]
-    if shape in (values, batch.shape) and shape != value.shape:
+    shape = losses.shape
+    if shape == value.shape:
+        return losses
+    values = value.shape[:-1]
+    if shape in (values, batch.shape):
         return losses.unsqueeze(-1)
-    if shape in (value.shape, (*values, 1), (*batch.shape, 1)):
+    if shape in ((*values, 1), (*batch.shape, 1)):
         return losses
     raise BatchError(
         f"{step} gives losses of shape {list(shape)}; accepted: {list(values)} or {[*values, 1]}. [B] and [B, 1] "
@@ -368,7 +371,7 @@ class DeterministicPolicyLoss(ConfigurableLoss):
         expected, several = self.expected_target(target), len(values) > 1
         stacked = torch.stack(values) if several else values[0]
         error = expected - stacked if several else functional.td_error(stacked, expected)
-        if error.shape != stacked.shape:
+        if several and error.shape != stacked.shape:
             raise BatchError(
                 f"expected_target gives {list(expected.shape)} and expected_value {list(values[0].shape)}; accepted: "
                 f"one shape, [*B, 1]."
