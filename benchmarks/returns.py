@@ -2,9 +2,8 @@
 
 A run is named LOSS:ENVIRONMENT:SEED, with ``sb3-`` before the loss for Stable-Baselines3. Runs have the hyperparameters
 of TD3's paper; with ``-batched`` after the loss they collect 100 frames at a time, and with ``-256`` they have those of
-later programs besides. ``tutorial`` is the trainer's default preset.
-Interrupted runs go on where their last checkpoint is. ``--report`` draws the curves and prints the table of what
-``docs/results`` holds.
+later programs besides. ``tutorial`` is the trainer's default preset. Interrupted runs go on where their last checkpoint
+is. ``--report`` draws the curves and prints the table of what ``docs/results`` holds.
 """
 
 from __future__ import annotations
@@ -166,9 +165,8 @@ def report() -> None:
     charts: dict[tuple[str, str], dict] = {}
     for (contestant, loss, environment), seeds in found.items():
         group = next((group for group in GROUPS if loss.endswith(group)), "")
-        loss = (
-            "DDPG" if group == "tutorial" else loss.removesuffix(f"-{group}").upper().replace("-BATCHED", ", batched")
-        )
+        loss = "ddpg" if group == "tutorial" else loss.removesuffix(f"-{group}")
+        loss = loss.upper().replace("-BATCHED", ", batched")
         charts.setdefault((environment, group), {})[f"{contestant}, {loss}"] = seeds
     for (environment, group), lines in charts.items():
         draw(environment, group, lines)

@@ -143,7 +143,6 @@ class TabledLoss(DDPGLoss):
         self.table = torch.tensor([0.5]).expand(8, 1)
 
     def actor_sample_losses(self, value, action, batch):
-        TabledLoss.calls = getattr(TabledLoss, "calls", 0)  # a class may count
         return -value * self.table, {}
 
 
